@@ -1,0 +1,1 @@
+//! Bytes to bytes: chunk boundaries, compression, Merkle digests.

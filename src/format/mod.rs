@@ -1,0 +1,21 @@
+//! What is on disk, as values: the rootfs of an image, and the OCI texts around it. Bytes in, values out, no I/O.
+//!
+//! `docs/format.md` is the description; where bytes and that page disagree, the page has a bug.
+
+mod error;
+mod file_map;
+mod index;
+mod manifest;
+mod path_name;
+mod rootfs;
+pub(crate) mod wire;
+
+pub use error::FormatError;
+pub use file_map::{FileMap, Piece};
+pub use index::{Descriptor, DescriptorDigest, IndexDocument, IndexEntry, Platform, REF_NAME};
+pub use manifest::{Link, ManifestDocument, references_in_text};
+pub use path_name::{NameError, check_name};
+pub use rootfs::{
+    BlobRef, Device, DirEntry, Directory, Inode, InodeDraft, Kind, KindDraft, Layer, LayerBuilder, Limits,
+    ManifestVersion, Rootfs, XattrDraft,
+};

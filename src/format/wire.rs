@@ -1,0 +1,284 @@
+//! The private door to the generated Cap'n Proto code: messages to [`Rootfs`] values and back, with limits.
+//!
+//! Readers are made with a traversal limit of a few times the message: honest messages name each word once, hostile ones
+//! point at the same list from many places to make a small message large.
+
+use capnp::{message, serialize};
+
+use super::{
+    BlobRef, Device, DirEntry, FormatError, Inode, InodeDraft, Kind, KindDraft, Layer, LayerBuilder, Limits,
+    ManifestVersion, Rootfs, XattrDraft,
+};
+use crate::name::{ChunkId, Digest};
+
+capnp::generated_code!(pub(crate) mod metadata_capnp);
+
+use metadata_capnp as schema;
+
+type Fetch<'a> = &'a mut dyn FnMut(&BlobRef) -> Result<Vec<u8>, String>;
+
+/// Down to a chunk digest a reader needs 8 levels; measured on upstream's images.
+const NESTING_MAX: i32 = 16;
+
+pub(super) fn decode_rootfs(bytes: &[u8], limits: &Limits, fetch: Fetch<'_>) -> Result<Rootfs, FormatError> {
+    let aligned = Aligned::new(bytes, limits, "the rootfs")?;
+    let message = aligned.reader()?;
+    let inline = message.get_root::<schema::rootfs_inline::Reader<'_>>().map_err(broken)?;
+    match inline.get_manifest_version() {
+        3 => {
+            let vectors = inline.get_metadatas().map_err(broken)?;
+            let layers = vectors.iter().enumerate().map(|(depth, vector)| decode_layer(depth, vector));
+            Ok(Rootfs {
+                version: ManifestVersion::V3,
+                layers: layers.collect::<Result<_, _>>()?,
+                verity: decode_verity(inline.get_fs_verity_data().map_err(broken)?)?,
+                metadata: Vec::new(),
+            })
+        }
+        2 => decode_split(message.get_root().map_err(broken)?, limits, fetch),
+        other => Err(FormatError::Version(other)),
+    }
+}
+
+fn decode_split(
+    rootfs: schema::rootfs_split::Reader<'_>,
+    limits: &Limits,
+    fetch: Fetch<'_>,
+) -> Result<Rootfs, FormatError> {
+    let mut layers = Vec::new();
+    let mut metadata = Vec::new();
+    for (index, blob) in rootfs.get_metadatas().map_err(broken)?.iter().enumerate() {
+        let problem = |problem: String| FormatError::Metadata { index, problem };
+        let blob = decode_blob_ref(blob).map_err(|cause| problem(cause.to_string()))?;
+        let bytes = fetch(&blob).map_err(problem)?;
+        let start = usize::try_from(blob.offset).ok().filter(|start| *start <= bytes.len());
+        let start = start.ok_or_else(|| problem(format!("it has no byte {}", blob.offset)))?;
+        let aligned = Aligned::new(&bytes[start..], limits, "a metadata blob")?;
+        let message = aligned.reader()?;
+        layers.push(decode_layer(index, message.get_root().map_err(broken)?)?);
+        metadata.push(blob.chunk.0);
+    }
+    let verity = decode_verity(rootfs.get_fs_verity_data().map_err(broken)?)?;
+    Ok(Rootfs { version: ManifestVersion::V2, layers, verity, metadata })
+}
+
+fn broken(cause: capnp::Error) -> FormatError {
+    FormatError::Message(cause.to_string())
+}
+
+/// A message in memory that is aligned to 8 bytes, as the reader demands.
+enum Aligned<'a> {
+    Borrowed(&'a [u8]),
+    Copied(Vec<capnp::Word>),
+}
+
+impl<'a> Aligned<'a> {
+    fn new(bytes: &'a [u8], limits: &Limits, what: &'static str) -> Result<Self, FormatError> {
+        if bytes.len() as u64 > limits.message_bytes {
+            return Err(FormatError::TooLarge { what, bytes: bytes.len() as u64, limit: limits.message_bytes });
+        }
+        if bytes.as_ptr().addr().is_multiple_of(size_of::<capnp::Word>()) {
+            return Ok(Self::Borrowed(bytes));
+        }
+        let mut words = capnp::Word::allocate_zeroed_vec(bytes.len().div_ceil(8));
+        capnp::Word::words_to_bytes_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
+        Ok(Self::Copied(words))
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Copied(words) => capnp::Word::words_to_bytes(words),
+        }
+    }
+
+    fn reader(&self) -> Result<message::Reader<serialize::BufferSegments<&[u8]>>, FormatError> {
+        let bytes = self.bytes();
+        let mut options = message::ReaderOptions::new();
+        options.traversal_limit_in_words(Some(bytes.len() / 8 * 2 + 4096)).nesting_limit(NESTING_MAX);
+        let segments = serialize::BufferSegments::new(bytes, options).map_err(broken)?;
+        Ok(message::Reader::new(segments, options))
+    }
+}
+
+fn decode_verity(
+    table: capnp::struct_list::Reader<'_, schema::verity_data::Owned>,
+) -> Result<Vec<(ChunkId, [u8; 32])>, FormatError> {
+    let row = |(at, row): (usize, schema::verity_data::Reader<'_>)| {
+        let chunk = Digest::from_bytes(row.get_digest().map_err(broken)?).ok_or(FormatError::Verity(at))?;
+        let verity = row.get_verity().map_err(broken)?.try_into().map_err(|_| FormatError::Verity(at))?;
+        Ok((ChunkId(chunk), verity))
+    };
+    table.iter().enumerate().map(row).collect()
+}
+
+fn decode_layer(depth: usize, vector: schema::inode_vector::Reader<'_>) -> Result<Layer, FormatError> {
+    let mut builder = LayerBuilder::new(depth);
+    for inode in vector.get_inodes().map_err(broken)?.iter() {
+        decode_inode(depth, &mut builder, inode)?;
+    }
+    builder.finish_sorted()
+}
+
+fn decode_inode(depth: usize, builder: &mut LayerBuilder, inode: schema::inode::Reader<'_>) -> Result<(), FormatError> {
+    use schema::inode::mode;
+    let ino = inode.get_ino();
+    let problem = |problem: &str| FormatError::inode(depth, ino, problem);
+    let additional = inode.get_additional().map_err(broken)?;
+    let xattrs = additional.get_xattrs().map_err(broken)?;
+    let mut xattrs = xattrs.iter().map(|xattr| {
+        Ok(XattrDraft { key: xattr.get_key().map_err(broken)?, value: xattr.get_value().map_err(broken)? })
+    });
+    let (uid, gid, permissions) = (inode.get_uid(), inode.get_gid(), inode.get_permissions());
+    let draft = InodeDraft { ino, uid, gid, permissions, xattrs: &mut xattrs };
+    match inode.get_mode().which().map_err(|_| problem("it is of a kind that this program does not know"))? {
+        mode::Unknown(()) => builder.push(draft, KindDraft::Unknown),
+        mode::Fifo(()) => builder.push(draft, KindDraft::Fifo),
+        mode::Socket(()) => builder.push(draft, KindDraft::Socket),
+        mode::Whiteout(()) => builder.push(draft, KindDraft::Whiteout),
+        mode::Char(device) => {
+            let device =
+                decode_device(device.map_err(broken)?).ok_or_else(|| problem("its device number is too large"))?;
+            builder.push(draft, KindDraft::Char(device))
+        }
+        mode::Block(device) => {
+            let device =
+                decode_device(device.map_err(broken)?).ok_or_else(|| problem("its device number is too large"))?;
+            builder.push(draft, KindDraft::Block(device))
+        }
+        mode::Symlink(()) => builder.push(draft, KindDraft::Symlink(additional.get_symlink_target().map_err(broken)?)),
+        mode::Dir(dir) => {
+            let dir = dir.map_err(broken)?;
+            let entries = dir.get_entries().map_err(broken)?;
+            let mut entries = entries
+                .iter()
+                .map(|entry| Ok(DirEntry { ino: entry.get_ino(), name: entry.get_name().map_err(broken)? }));
+            builder.push(draft, KindDraft::Dir { entries: &mut entries, look_below: dir.get_look_below() })
+        }
+        mode::File(pieces) => {
+            let pieces = pieces.map_err(broken)?;
+            let mut pieces = pieces.iter().map(|piece| {
+                let blob = decode_blob_ref(piece.get_blob().map_err(broken)?);
+                Ok((blob.map_err(|cause| problem(&cause.to_string()))?, piece.get_len()))
+            });
+            builder.push(draft, KindDraft::File(&mut pieces))
+        }
+    }
+}
+
+fn decode_device(device: schema::device::Reader<'_>) -> Option<Device> {
+    Some(Device { major: device.get_major().try_into().ok()?, minor: device.get_minor().try_into().ok()? })
+}
+
+#[derive(Debug, thiserror::Error)]
+enum BlobRefError {
+    #[error("{0}")]
+    Message(#[from] capnp::Error),
+    #[error("a chunk digest has {0} bytes instead of 32")]
+    Digest(usize),
+}
+
+fn decode_blob_ref(blob: schema::blob_ref::Reader<'_>) -> Result<BlobRef, BlobRefError> {
+    let digest = blob.get_digest()?;
+    let chunk = ChunkId(Digest::from_bytes(digest).ok_or(BlobRefError::Digest(digest.len()))?);
+    Ok(BlobRef { chunk, offset: blob.get_offset(), compressed: blob.get_compressed() })
+}
+
+/// Writes a version 3 message. The order in which fields are set decides where their data lie in the message, and
+/// with it the digest of the blob; it is the order of puzzlefs 0.2.0, so that equal trees have equal manifests.
+pub(super) fn encode_rootfs(rootfs: &Rootfs) -> Result<Vec<u8>, FormatError> {
+    let mut message = message::Builder::new_default();
+    let mut root = message.init_root::<schema::rootfs_inline::Builder<'_>>();
+    root.set_manifest_version(3);
+    let mut vectors = root.reborrow().init_metadatas(list_len(rootfs.layers.len())?);
+    for (at, layer) in (0..).zip(&rootfs.layers) {
+        let inodes: Vec<_> = layer.inodes().collect();
+        let mut list = vectors.reborrow().get(at).init_inodes(list_len(inodes.len())?);
+        for (at, inode) in (0..).zip(inodes) {
+            encode_inode(inode, list.reborrow().get(at))?;
+        }
+    }
+    let mut table = root.init_fs_verity_data(list_len(rootfs.verity.len())?);
+    for (at, (chunk, verity)) in (0..).zip(&rootfs.verity) {
+        let mut row = table.reborrow().get(at);
+        row.set_digest(chunk.0.as_bytes());
+        row.set_verity(verity);
+    }
+    Ok(serialize::write_message_to_words(&message))
+}
+
+/// Cap'n Proto lists have at most 2^29 - 1 elements.
+fn list_len(len: usize) -> Result<u32, FormatError> {
+    let too_long =
+        || FormatError::Document { what: "the rootfs", problem: format!("a list of {len} elements is too long") };
+    u32::try_from(len).ok().filter(|len| *len < 1 << 29).ok_or_else(too_long)
+}
+
+fn encode_inode(inode: Inode<'_>, mut to: schema::inode::Builder<'_>) -> Result<(), FormatError> {
+    to.set_ino(inode.ino());
+    let mut target = None;
+    let mut mode = to.reborrow().init_mode();
+    match inode.kind() {
+        Kind::Unknown => mode.set_unknown(()),
+        Kind::Fifo => mode.set_fifo(()),
+        Kind::Char(device) => encode_device(device, mode.init_char()),
+        Kind::Block(device) => encode_device(device, mode.init_block()),
+        Kind::Socket => mode.set_socket(()),
+        Kind::Whiteout => mode.set_whiteout(()),
+        Kind::Symlink(bytes) => {
+            mode.set_symlink(());
+            target = Some(bytes);
+        }
+        Kind::Dir(directory) => {
+            let mut dir = mode.init_dir();
+            dir.set_look_below(directory.look_below());
+            let mut entries = dir.init_entries(list_len(directory.len())?);
+            for (at, entry) in (0..).zip(directory.entries()) {
+                let mut to = entries.reborrow().get(at);
+                to.set_ino(entry.ino);
+                to.set_name(entry.name);
+            }
+        }
+        Kind::File(map) => {
+            let mut pieces = mode.init_file(list_len(map.len())?);
+            for (at, piece) in (0..).zip(map.pieces()) {
+                let mut to = pieces.reborrow().get(at);
+                to.set_len(piece.len);
+                let mut blob = to.init_blob();
+                blob.set_digest(piece.blob.chunk.0.as_bytes());
+                blob.set_offset(piece.blob.offset);
+                blob.set_compressed(piece.blob.compressed);
+            }
+        }
+    }
+    to.set_uid(inode.uid());
+    to.set_gid(inode.gid());
+    to.set_permissions(inode.permissions());
+    let xattrs: Vec<_> = inode.xattrs().collect();
+    if !xattrs.is_empty() || target.is_some() {
+        encode_additional(&xattrs, target, to.init_additional())?;
+    }
+    Ok(())
+}
+
+fn encode_device(device: Device, mut to: schema::device::Builder<'_>) {
+    to.set_minor(device.minor.into());
+    to.set_major(device.major.into());
+}
+
+fn encode_additional(
+    xattrs: &[(&[u8], &[u8])],
+    target: Option<&[u8]>,
+    mut to: schema::inode_additional::Builder<'_>,
+) -> Result<(), FormatError> {
+    let mut list = to.reborrow().init_xattrs(list_len(xattrs.len())?);
+    for (at, (key, value)) in (0..).zip(xattrs) {
+        let mut xattr = list.reborrow().get(at);
+        xattr.set_value(value);
+        xattr.set_key(key);
+    }
+    if let Some(target) = target {
+        to.set_symlink_target(target);
+    }
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! The `pfs` command.
+
+fn main() {}
