@@ -5,4 +5,6 @@
 
 pub mod codec;
 pub mod format;
+pub mod graph;
 pub mod name;
+pub mod store;
