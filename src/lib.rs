@@ -6,4 +6,6 @@
 pub mod build;
 pub mod codec;
 pub mod format;
+pub mod graph;
 pub mod name;
+pub mod store;

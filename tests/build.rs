@@ -3,19 +3,21 @@
 use std::{collections::HashMap, num::NonZeroUsize, path::Path, sync::Mutex};
 
 use pfs::{
-    build::{BuildOptions, ChunkSink, Kept, Rendered, render},
+    build::{BuildOptions, ChunkSink, Rendered, render},
     codec::Encoding,
     name::Digest,
+    store::{Put, StoreError, Stored},
 };
 
 #[derive(Default)]
 struct Memory(Mutex<HashMap<Digest, Vec<u8>>>);
 
 impl ChunkSink for Memory {
-    fn put(&self, bytes: &[u8]) -> Result<Kept, Box<dyn std::error::Error + Send + Sync>> {
+    fn put(&self, bytes: &[u8]) -> Result<Stored, StoreError> {
         let digest = Digest::of(bytes);
-        let is_new = self.0.lock().unwrap().insert(digest, bytes.to_vec()).is_none();
-        Ok(Kept { digest, is_new })
+        let old = self.0.lock().unwrap().insert(digest, bytes.to_vec());
+        let put = if old.is_some() { Put::Reused } else { Put::Written };
+        Ok(Stored { digest, size: bytes.len() as u64, put })
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::format::FormatError;
+use crate::{format::FormatError, store::StoreError};
 
 /// What stopped a build. Nothing that it put into a store is visible as an image.
 #[derive(Debug, thiserror::Error)]
@@ -41,8 +41,8 @@ pub enum BuildError {
     #[error("cannot compress a chunk: {0}")]
     Compress(io::Error),
     /// The store did not take a blob.
-    #[error("{0}")]
-    Sink(Box<dyn std::error::Error + Send + Sync>),
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// Puts the act and the path on an error of the system.

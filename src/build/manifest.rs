@@ -23,7 +23,6 @@ const VERITY_ROOT_HASH: &str = "io.puzzlefsoci.puzzlefs.puzzlefs_verity_root_has
 struct Manifest {
     config: Descriptor,
     layers: Vec<Descriptor>,
-    media_type: &'static str,
     schema_version: u32,
 }
 
@@ -70,7 +69,7 @@ pub(super) fn manifest(rootfs: &RootfsBlob, chunks: &[StoredChunk], compresses: 
     let media_type = if compresses { CHUNK_ZSTD } else { CHUNK };
     let chunk = |chunk: &StoredChunk| Descriptor::new(media_type, &chunk.id.0, chunk.stored_bytes);
     let layers = std::iter::once(first).chain(chunks.iter().map(chunk)).collect();
-    to_json(&Manifest { config, layers, media_type: OCI_MANIFEST, schema_version: 2 })
+    to_json(&Manifest { config, layers, schema_version: 2 })
 }
 
 /// The index entry that gives the name `tag` to the manifest `digest` of `size` bytes.

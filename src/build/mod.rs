@@ -28,7 +28,8 @@ use self::{
 use crate::{
     codec::{Encoding, verity_digest},
     format::Rootfs,
-    name::{ChunkId, Digest, RootfsId},
+    name::{ChunkId, ManifestId, RootfsId, Tag},
+    store::{BuildSession, Published, Store, StoreError, Stored},
 };
 
 /// How to build.
@@ -52,16 +53,13 @@ pub struct BuildProgress {
 /// Where blobs go. Called from several threads.
 pub trait ChunkSink: Sync {
     /// Takes in a blob.
-    fn put(&self, bytes: &[u8]) -> Result<Kept, Box<dyn std::error::Error + Send + Sync>>;
+    fn put(&self, bytes: &[u8]) -> Result<Stored, StoreError>;
 }
 
-/// A blob that a sink has taken in.
-#[derive(Debug, Clone, Copy)]
-pub struct Kept {
-    /// Its name.
-    pub digest: Digest,
-    /// Whether its bytes were not there before.
-    pub is_new: bool,
+impl ChunkSink for BuildSession<'_> {
+    fn put(&self, bytes: &[u8]) -> Result<Stored, StoreError> {
+        Self::put(self, bytes)
+    }
 }
 
 /// What a build made.
@@ -94,6 +92,37 @@ pub struct Rendered {
     pub stats: BuildStats,
 }
 
+/// What a build did.
+#[derive(Debug, Clone)]
+pub struct BuildReport {
+    /// The image.
+    pub manifest: ManifestId,
+    /// What the tag stood for before, if it stood for something else.
+    pub replaced: Option<ManifestId>,
+    /// The rootfs blob.
+    pub rootfs: RootfsId,
+    /// What it took.
+    pub stats: BuildStats,
+}
+
+/// Builds an image of the directory `source` and publishes it in `store` as `tag`. When this returns, the image is on
+/// stable storage; when it fails, the store has the images that it had before.
+///
+/// `progress` is called on this thread after every chunk.
+pub fn build(
+    source: &Path,
+    store: &Store,
+    tag: &Tag,
+    options: &BuildOptions,
+    progress: &mut dyn FnMut(BuildProgress),
+) -> Result<BuildReport, BuildError> {
+    let session = store.begin_build(tag)?;
+    let Rendered { manifest, rootfs, stats } = render(source, &session, options, progress)?;
+    let entry = |digest: &_, size| manifest::index_entry(tag, digest, size);
+    let Published { manifest, replaced } = session.publish(&manifest, tag, entry)?;
+    Ok(BuildReport { manifest: ManifestId(manifest), replaced: replaced.map(ManifestId), rootfs, stats })
+}
+
 /// Puts the chunks and the rootfs of the image of the directory `source` into `sink`, and makes its manifest.
 ///
 /// `progress` is called on this thread after every chunk.
@@ -116,7 +145,7 @@ pub fn render(
         })
     })?;
     let blob = put_rootfs(&tree, &chunks, sink)?;
-    sink.put(EMPTY_CONFIG).map_err(BuildError::Sink)?;
+    sink.put(EMPTY_CONFIG)?;
     Ok(Rendered {
         manifest: manifest::manifest(&blob, &chunks, options.encoding.compresses()),
         rootfs: RootfsId(blob.digest),
@@ -130,7 +159,7 @@ fn put_rootfs(tree: &SourceTree, chunks: &[StoredChunk], sink: &dyn ChunkSink) -
         Rootfs::new(vec![layer], verity).encode()
     });
     let bytes = encoded.map_err(|source| BuildError::Format { path: tree.path.clone(), source })?;
-    let digest = sink.put(&bytes).map_err(BuildError::Sink)?.digest;
+    let digest = sink.put(&bytes)?.digest;
     Ok(RootfsBlob { digest, size: bytes.len() as u64, verity: verity_digest(&bytes) })
 }
 

@@ -16,6 +16,7 @@ use super::{BuildError, ChunkSink};
 use crate::{
     codec::{Encoder, Encoding, verity_digest},
     name::ChunkId,
+    store::Put,
 };
 
 /// What a chunk of the stream became.
@@ -87,14 +88,14 @@ impl Pool<'_> {
 
     fn store(&self, encoder: &mut Encoder, decoded: &[u8]) -> Result<StoredChunk, BuildError> {
         let encoded = encoder.encode(decoded).map_err(BuildError::Compress)?;
-        let kept = self.sink.put(&encoded.bytes).map_err(BuildError::Sink)?;
+        let stored = self.sink.put(&encoded.bytes)?;
         Ok(StoredChunk {
-            id: ChunkId(kept.digest),
+            id: ChunkId(stored.digest),
             decoded_bytes: decoded.len() as u64,
-            stored_bytes: encoded.bytes.len() as u64,
+            stored_bytes: stored.size,
             compressed: encoded.compressed,
             verity: verity_digest(&encoded.bytes),
-            is_new: kept.is_new,
+            is_new: stored.put != Put::Reused,
         })
     }
 }
