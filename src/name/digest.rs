@@ -5,7 +5,9 @@ use std::{fmt, str::FromStr};
 use sha2::Digest as _;
 
 /// A sha-256 digest: 32 bytes. Prints as 64 lower-case hexadecimal digits, without the `sha256:` of OCI texts.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// In JSON it has the OCI form.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Digest([u8; 32]);
 
 /// Why a text is not a sha-256 digest.
@@ -56,6 +58,20 @@ impl Digest {
         let mut hex = self.to_string();
         hex.truncate(12);
         hex
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> String {
+        digest.to_oci()
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = DigestError;
+
+    fn try_from(text: String) -> Result<Self, DigestError> {
+        Self::from_oci(&text)
     }
 }
 

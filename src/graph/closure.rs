@@ -1,0 +1,56 @@
+//! Questions to a complete graph: what a root needs, and how many need a blob.
+
+use super::{ImageGraph, NodeKind};
+
+/// Everything that one node needs, as sorted blob numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closure(pub Vec<u32>);
+
+/// How many need each blob: distinct images or distinct roots, never occurrences.
+#[derive(Debug)]
+pub struct RefCounts(Vec<u32>);
+
+impl RefCounts {
+    /// The count of a blob number.
+    pub fn of(&self, blob: u32) -> u32 {
+        self.0[blob as usize]
+    }
+}
+
+impl ImageGraph {
+    /// Everything that these nodes need, directly or through others.
+    pub fn closure(&self, nodes: &[usize]) -> Closure {
+        let mut seen = vec![false; self.nodes().len()];
+        let mut open = nodes.to_vec();
+        let mut needs = Vec::new();
+        while let Some(node) = open.pop() {
+            if !std::mem::replace(&mut seen[node], true) {
+                needs.extend_from_slice(&self.nodes()[node].needs);
+                open.extend_from_slice(&self.nodes()[node].children);
+            }
+        }
+        needs.sort_unstable();
+        needs.dedup();
+        Closure(needs)
+    }
+
+    /// Per blob, how many images need it themselves. Indexes are no images, and an index needs its own blob only.
+    pub fn image_counts(&self) -> RefCounts {
+        let mut counts = vec![0; self.len()];
+        for node in self.nodes() {
+            if matches!(node.kind, NodeKind::Manifest(_) | NodeKind::Rootfs | NodeKind::Opaque) {
+                node.needs.iter().for_each(|blob| counts[*blob as usize] += 1);
+            }
+        }
+        RefCounts(counts)
+    }
+
+    /// Per blob, how many roots need it: what is needed by one root only is what removing that root gives back.
+    pub fn root_counts(&self) -> RefCounts {
+        let mut counts = vec![0; self.len()];
+        for (_, node) in self.roots() {
+            self.closure(&[*node]).0.iter().for_each(|blob| counts[*blob as usize] += 1);
+        }
+        RefCounts(counts)
+    }
+}

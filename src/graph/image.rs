@@ -1,0 +1,157 @@
+//! Finding one image: from what a person writes to a decoded rootfs.
+
+use super::{
+    BlobSource,
+    source::{RootfsProblem, read_rootfs},
+};
+use crate::{
+    format::{DescriptorDigest, FormatError, IndexDocument, IndexEntry, ManifestDocument, Rootfs},
+    name::{Digest, ManifestId, MediaKind, RootfsId, Selector},
+    store::StoreError,
+};
+
+/// Why an image could not be found or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// No entry has that tag or digest. `near` are the tags that look most like it.
+    #[error("there is no {selector} in this store")]
+    NotFound {
+        /// What was asked for.
+        selector: Selector,
+        /// Tags that are spelled alike, the nearest first.
+        near: Vec<String>,
+    },
+    /// Several manifests fit.
+    #[error("{selector} stands for {} different manifests: {}", found.len(), list(found))]
+    Ambiguous {
+        /// What was asked for.
+        selector: Selector,
+        /// The manifests.
+        found: Vec<Digest>,
+    },
+    /// It is an image, but not one of puzzlefs, or an index of several.
+    #[error("{digest} is {what}, not a puzzlefs image")]
+    NotPuzzlefs {
+        /// The manifest.
+        digest: Digest,
+        /// What it is.
+        what: &'static str,
+    },
+    /// A digest of another algorithm than sha-256.
+    #[error("{0} is not a sha256 digest")]
+    Algorithm(String),
+    /// The manifest cannot be understood.
+    #[error("manifest {digest}: {source}")]
+    Manifest {
+        /// The manifest.
+        digest: Digest,
+        /// What is wrong with it.
+        source: FormatError,
+    },
+    /// The rootfs cannot be understood.
+    #[error("rootfs {digest}: {source}")]
+    Rootfs {
+        /// The rootfs blob.
+        digest: Digest,
+        /// What is wrong with it.
+        source: FormatError,
+    },
+    /// A blob cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn list(digests: &[Digest]) -> String {
+    digests.iter().map(Digest::to_oci).collect::<Vec<_>>().join(", ")
+}
+
+/// An image, decoded.
+#[derive(Debug)]
+pub struct LoadedImage {
+    /// Its manifest; the rootfs again, where it has none.
+    pub manifest: ManifestId,
+    /// Its rootfs blob.
+    pub rootfs_id: RootfsId,
+    /// Its metadata.
+    pub rootfs: Rootfs,
+    /// The size of the rootfs blob in bytes.
+    pub rootfs_bytes: u64,
+}
+
+const DOCUMENT_BYTES_MAX: u64 = 256 << 20;
+const NEAR_MAX: usize = 3;
+
+/// The entries that a selector picks, with their places: all entries with that tag, or all with the one digest that the
+/// prefix stands for. At least one, and all of one digest, or an error.
+pub fn pick<'i>(
+    index: &'i IndexDocument,
+    selector: &Selector,
+) -> Result<(Digest, Vec<(usize, &'i IndexEntry)>), ImageError> {
+    let entries = index.entries().iter().enumerate();
+    let picked: Vec<_> = entries.filter(|(_, entry)| matches_selector(entry, selector)).collect();
+    let mut digests = Vec::new();
+    for (_, entry) in &picked {
+        match &entry.descriptor.digest {
+            DescriptorDigest::Sha256(digest) => digests.push(*digest),
+            DescriptorDigest::Other(text) => return Err(ImageError::Algorithm(text.clone())),
+        }
+    }
+    digests.sort_unstable();
+    digests.dedup();
+    match digests[..] {
+        [] => Err(ImageError::NotFound { selector: selector.clone(), near: near(index, selector) }),
+        [digest] => Ok((digest, picked)),
+        _ => Err(ImageError::Ambiguous { selector: selector.clone(), found: digests }),
+    }
+}
+
+fn matches_selector(entry: &IndexEntry, selector: &Selector) -> bool {
+    match (selector, &entry.descriptor.digest) {
+        (Selector::Tag(tag), _) => entry.tag.as_ref() == Some(tag),
+        (Selector::Digest(prefix), DescriptorDigest::Sha256(digest)) => digest.to_string().starts_with(prefix),
+        (Selector::Digest(_), DescriptorDigest::Other(_)) => false,
+    }
+}
+
+/// The tags most like the one asked for, by Jaro-Winkler similarity.
+fn near(index: &IndexDocument, selector: &Selector) -> Vec<String> {
+    let Selector::Tag(wanted) = selector else { return Vec::new() };
+    let tags = index.entries().iter().filter_map(|entry| entry.tag.as_ref());
+    let mut scored: Vec<_> =
+        tags.map(|tag| (strsim::jaro_winkler(wanted.as_str(), tag.as_str()), tag.to_string())).collect();
+    scored.retain(|(score, _)| *score > 0.6);
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+    scored.dedup_by(|a, b| a.1 == b.1);
+    scored.into_iter().take(NEAR_MAX).map(|(_, tag)| tag).collect()
+}
+
+/// Reads and decodes an image, given the digest and kind of its index entry.
+pub fn load_image<S: BlobSource + ?Sized>(
+    source: &S,
+    digest: &Digest,
+    kind: MediaKind,
+) -> Result<LoadedImage, ImageError> {
+    let rootfs_digest = match kind {
+        MediaKind::Rootfs => *digest,
+        _ => rootfs_of_manifest(source, digest)?,
+    };
+    let (rootfs, rootfs_bytes) = read_rootfs(source, &rootfs_digest).map_err(|problem| match problem {
+        RootfsProblem::Store(error) => ImageError::Store(error),
+        RootfsProblem::Format(source) => ImageError::Rootfs { digest: rootfs_digest, source },
+    })?;
+    Ok(LoadedImage { manifest: ManifestId(*digest), rootfs_id: RootfsId(rootfs_digest), rootfs, rootfs_bytes })
+}
+
+fn rootfs_of_manifest<S: BlobSource + ?Sized>(source: &S, digest: &Digest) -> Result<Digest, ImageError> {
+    let bytes = source.read(digest, DOCUMENT_BYTES_MAX)?;
+    let document =
+        ManifestDocument::parse(&bytes).map_err(|source| ImageError::Manifest { digest: *digest, source })?;
+    let not = |what| ImageError::NotPuzzlefs { digest: *digest, what };
+    match document.rootfs().map(|rootfs| &rootfs.digest) {
+        Some(DescriptorDigest::Sha256(rootfs)) => Ok(*rootfs),
+        Some(DescriptorDigest::Other(text)) => Err(ImageError::Algorithm(text.clone())),
+        None if document.is_index() => Err(not("an index of several images")),
+        None => Err(not("an image of another kind")),
+    }
+}

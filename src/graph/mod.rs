@@ -1,0 +1,14 @@
+//! What refers to what: from the entries of an index over manifests and rootfs blobs down to the chunks.
+//!
+//! [`walk`] is complete or it fails: nothing that it cannot read is passed over, because what it does not find is what
+//! a collector frees. The one thing that may be missing is a child of an index or a subject, which OCI allows.
+
+mod closure;
+mod image;
+mod source;
+mod walk;
+
+pub use closure::{Closure, RefCounts};
+pub use image::{ImageError, LoadedImage, load_image, pick};
+pub use source::{BlobSource, RootfsReferences};
+pub use walk::{ImageGraph, Node, NodeKind, Root, RootOrigin, WalkError, walk};

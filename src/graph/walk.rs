@@ -1,0 +1,373 @@
+//! The walk from roots to everything they need.
+//!
+//! Media types say which reader comes first, the content says what is followed: a document in the place of a manifest
+//! is followed through every list it has. What is of an unknown type and begins like JSON is searched for digests.
+
+use std::{collections::HashMap, fmt};
+
+use super::{BlobSource, source::RootfsProblem};
+use crate::{
+    format::{DescriptorDigest, FormatError, IndexDocument, Link, ManifestDocument, references_in_text},
+    name::{Digest, MediaKind, Tag},
+    store::StoreError,
+};
+
+/// Where the walk begins, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root {
+    /// Why it is a root.
+    pub origin: RootOrigin,
+    /// What it points at.
+    pub digest: DescriptorDigest,
+    /// What it is said to be.
+    pub kind: MediaKind,
+}
+
+/// Why something is a root.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RootOrigin {
+    /// An entry of the index, by its place, and its tag if it has one.
+    Entry(usize, Option<Tag>),
+    /// A live lease, by its name.
+    Lease(String),
+}
+
+impl fmt::Display for RootOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Entry(_, Some(tag)) => write!(f, "tag {tag}"),
+            Self::Entry(place, None) => write!(f, "index entry {place}, which has no tag"),
+            Self::Lease(id) => write!(f, "lease {id}"),
+        }
+    }
+}
+
+impl Root {
+    /// The roots that the entries of an index are, tagged or not.
+    pub fn of_index(index: &IndexDocument) -> Vec<Self> {
+        let entries = index.entries().iter().enumerate();
+        entries
+            .map(|(place, entry)| Self {
+                origin: RootOrigin::Entry(place, entry.tag.clone()),
+                digest: entry.descriptor.digest.clone(),
+                kind: entry.descriptor.kind(),
+            })
+            .collect()
+    }
+}
+
+/// What a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeKind {
+    /// An index of manifests.
+    Index,
+    /// An image with a manifest. `Some` is the rootfs of a puzzlefs image, as a blob number.
+    Manifest(Option<u32>),
+    /// An image of manifest version 2, which is its rootfs.
+    Rootfs,
+    /// A document of a type that is not known.
+    Opaque,
+    /// A child that is not in the store, as OCI allows.
+    Absent,
+}
+
+/// A document and what it needs itself.
+#[derive(Debug)]
+pub struct Node {
+    /// Its own blob, as a blob number.
+    pub blob: u32,
+    /// What it is.
+    pub kind: NodeKind,
+    /// The blobs that it needs, itself included, as sorted blob numbers.
+    pub needs: Vec<u32>,
+    /// The nodes that it refers to.
+    pub children: Vec<usize>,
+}
+
+/// Everything that a set of roots needs. Exists only if every root was walked to its leaves.
+#[derive(Debug, Default)]
+pub struct ImageGraph {
+    digests: Vec<Digest>,
+    numbers: HashMap<Digest, u32>,
+    nodes: Vec<Node>,
+    node_of: HashMap<u32, usize>,
+    roots: Vec<(Root, usize)>,
+}
+
+/// What the walk could not read, and how it had come there.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {cause}", path.join(" -> "))]
+pub struct WalkError {
+    /// From the root on, as in "tag app:v1", "manifest 5c7d...", "rootfs a845...".
+    pub path: Vec<String>,
+    /// What is wrong there.
+    pub cause: WalkProblem,
+}
+
+/// What is wrong with a blob that the walk came to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WalkProblem {
+    /// It cannot be read.
+    #[error(transparent)]
+    Store(StoreError),
+    /// It can be read and is not what it should be.
+    #[error(transparent)]
+    Format(FormatError),
+    /// It is named by a digest that stores of this program do not have.
+    #[error("{0} is not a sha256 digest, so what it needs cannot be known")]
+    Algorithm(String),
+    /// Documents refer to documents deeper than anybody would build them.
+    #[error("documents refer to each other more than {DEPTH_MAX} levels deep")]
+    Depth,
+}
+
+impl From<RootfsProblem> for WalkProblem {
+    fn from(problem: RootfsProblem) -> Self {
+        match problem {
+            RootfsProblem::Store(error) => Self::Store(error),
+            RootfsProblem::Format(error) => Self::Format(error),
+        }
+    }
+}
+
+const DEPTH_MAX: usize = 32;
+/// A manifest lists every chunk with about 160 bytes: this is for images of 100 GB.
+const DOCUMENT_BYTES_MAX: u64 = 256 << 20;
+
+/// Walks from the roots to everything they need, or says what it could not read.
+pub fn walk<S: BlobSource + ?Sized>(source: &S, roots: Vec<Root>) -> Result<ImageGraph, WalkError> {
+    let mut walker = Walker { source, graph: ImageGraph::default(), path: Vec::new() };
+    for root in roots {
+        walker.path.push(root.origin.to_string());
+        let node = walker.root(&root)?;
+        walker.path.pop();
+        walker.graph.roots.push((root, node));
+    }
+    Ok(walker.graph)
+}
+
+struct Walker<'s, S: ?Sized> {
+    source: &'s S,
+    graph: ImageGraph,
+    path: Vec<String>,
+}
+
+/// Whether something may be missing from the store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    Demanded,
+    Optional,
+}
+
+impl<S: BlobSource + ?Sized> Walker<'_, S> {
+    fn fail(&self, cause: impl Into<WalkProblem>) -> WalkError {
+        WalkError { path: self.path.clone(), cause: cause.into() }
+    }
+
+    fn root(&mut self, root: &Root) -> Result<usize, WalkError> {
+        match &root.digest {
+            DescriptorDigest::Sha256(digest) => self.node(digest, root.kind, Presence::Demanded),
+            DescriptorDigest::Other(text) => Err(self.fail(WalkProblem::Algorithm(text.clone()))),
+        }
+    }
+
+    /// The node of a document, made if this is the first way to it. A way that demands it fails where one that did not has
+    /// found it absent.
+    fn node(&mut self, digest: &Digest, kind: MediaKind, presence: Presence) -> Result<usize, WalkError> {
+        let blob = self.graph.number(digest);
+        self.path.push(format!("{} {}", noun(kind), digest.short()));
+        if self.path.len() > DEPTH_MAX {
+            return Err(self.fail(WalkProblem::Depth));
+        }
+        let node = match self.graph.node_of.get(&blob) {
+            Some(&node) if presence == Presence::Demanded && self.graph.nodes[node].kind == NodeKind::Absent => {
+                return Err(self.fail(WalkProblem::Store(StoreError::Missing(*digest))));
+            }
+            Some(&node) => node,
+            None => self.new_node(blob, digest, kind, presence)?,
+        };
+        self.path.pop();
+        Ok(node)
+    }
+
+    fn new_node(
+        &mut self,
+        blob: u32,
+        digest: &Digest,
+        kind: MediaKind,
+        presence: Presence,
+    ) -> Result<usize, WalkError> {
+        let mut node = Node { blob, kind: NodeKind::Absent, needs: vec![blob], children: Vec::new() };
+        let filled = match kind {
+            MediaKind::Rootfs => {
+                node.kind = NodeKind::Rootfs;
+                self.rootfs(digest, &mut node)
+            }
+            MediaKind::Index | MediaKind::Manifest => self.document(digest, &mut node),
+            MediaKind::Unknown | MediaKind::Inodes | MediaKind::Chunk | MediaKind::Leaf => {
+                self.opaque(digest, &mut node)
+            }
+        };
+        match filled {
+            Err(WalkError { cause: WalkProblem::Store(StoreError::Missing(missing)), .. })
+                if presence == Presence::Optional && missing == *digest =>
+            {
+                node = Node { blob, kind: NodeKind::Absent, needs: vec![blob], children: Vec::new() };
+            }
+            filled => filled?,
+        }
+        node.needs.sort_unstable();
+        node.needs.dedup();
+        Ok(self.graph.add(node))
+    }
+
+    fn document(&mut self, digest: &Digest, node: &mut Node) -> Result<(), WalkError> {
+        let bytes =
+            self.source.read(digest, DOCUMENT_BYTES_MAX).map_err(|cause| self.fail(WalkProblem::Store(cause)))?;
+        let document = ManifestDocument::parse(&bytes).map_err(|cause| self.fail(WalkProblem::Format(cause)))?;
+        self.follow(document, node)
+    }
+
+    fn follow(&mut self, document: ManifestDocument, node: &mut Node) -> Result<(), WalkError> {
+        node.kind = match document.is_index() {
+            true => NodeKind::Index,
+            false => NodeKind::Manifest(self.rootfs_number(&document)),
+        };
+        for link in &document.manifests {
+            self.child(link, node)?;
+        }
+        if let Some(subject) = &document.subject {
+            self.child(subject, node)?;
+        }
+        let leaves = document.config.iter().chain(&document.layers).chain(&document.blobs);
+        for link in leaves {
+            self.leaf(link, node)?;
+        }
+        Ok(())
+    }
+
+    fn rootfs_number(&mut self, document: &ManifestDocument) -> Option<u32> {
+        match &document.rootfs()?.digest {
+            DescriptorDigest::Sha256(digest) => Some(self.graph.number(digest)),
+            DescriptorDigest::Other(_) => None,
+        }
+    }
+
+    fn child(&mut self, link: &Link, node: &mut Node) -> Result<(), WalkError> {
+        match &link.digest {
+            DescriptorDigest::Sha256(digest) => {
+                let child = self.node(digest, link.kind, Presence::Optional)?;
+                node.children.push(child);
+                Ok(())
+            }
+            DescriptorDigest::Other(text) => Err(self.fail(WalkProblem::Algorithm(text.clone()))),
+        }
+    }
+
+    /// What stands in the place of a config or layer. Other algorithms name files that are never collected.
+    fn leaf(&mut self, link: &Link, node: &mut Node) -> Result<(), WalkError> {
+        let DescriptorDigest::Sha256(digest) = &link.digest else { return Ok(()) };
+        node.needs.push(self.graph.number(digest));
+        match link.kind {
+            MediaKind::Chunk | MediaKind::Leaf | MediaKind::Inodes => Ok(()),
+            MediaKind::Rootfs => {
+                self.path.push(format!("rootfs {}", digest.short()));
+                self.rootfs(digest, node)?;
+                self.path.pop();
+                Ok(())
+            }
+            MediaKind::Index | MediaKind::Manifest | MediaKind::Unknown => self.child(link, node),
+        }
+    }
+
+    fn rootfs(&mut self, digest: &Digest, node: &mut Node) -> Result<(), WalkError> {
+        let references = self.source.rootfs_references(digest).map_err(|cause| self.fail(cause))?;
+        for digest in references.chunks.iter().chain(&references.metadata) {
+            node.needs.push(self.graph.number(digest));
+        }
+        Ok(())
+    }
+
+    /// A blob of unknown meaning: kept, and if it is JSON, all digests in it are references to such blobs.
+    fn opaque(&mut self, digest: &Digest, node: &mut Node) -> Result<(), WalkError> {
+        node.kind = NodeKind::Opaque;
+        let text = self.source.read_json(digest, DOCUMENT_BYTES_MAX);
+        let Some(text) = text.map_err(|cause| self.fail(WalkProblem::Store(cause)))? else { return Ok(()) };
+        if let Ok(document) = ManifestDocument::parse(&text) {
+            self.follow(document, node)?;
+        }
+        for found in references_in_text(&text) {
+            node.needs.push(self.graph.number(&found));
+            if found != *digest {
+                let child = self.node(&found, MediaKind::Unknown, Presence::Optional)?;
+                node.children.push(child);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn noun(kind: MediaKind) -> &'static str {
+    match kind {
+        MediaKind::Index => "index",
+        MediaKind::Manifest => "manifest",
+        MediaKind::Rootfs => "rootfs",
+        MediaKind::Inodes | MediaKind::Chunk | MediaKind::Leaf | MediaKind::Unknown => "blob",
+    }
+}
+
+impl ImageGraph {
+    /// The digest of a blob number.
+    pub fn digest(&self, blob: u32) -> Digest {
+        self.digests[blob as usize]
+    }
+
+    /// The number of a digest, if a root needs it.
+    pub fn find(&self, digest: &Digest) -> Option<u32> {
+        self.numbers.get(digest).copied()
+    }
+
+    /// Whether some root needs this blob.
+    pub fn needs(&self, digest: &Digest) -> bool {
+        self.numbers.contains_key(digest)
+    }
+
+    /// How many distinct blobs the roots need; blob numbers are below this.
+    pub fn len(&self) -> usize {
+        self.digests.len()
+    }
+
+    /// Whether the roots need nothing.
+    pub fn is_empty(&self) -> bool {
+        self.digests.is_empty()
+    }
+
+    /// The roots, each with its node.
+    pub fn roots(&self) -> &[(Root, usize)] {
+        &self.roots
+    }
+
+    /// All documents.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The node of a document.
+    pub fn node_of(&self, digest: &Digest) -> Option<usize> {
+        self.node_of.get(&self.find(digest)?).copied()
+    }
+
+    fn number(&mut self, digest: &Digest) -> u32 {
+        *self.numbers.entry(*digest).or_insert_with(|| {
+            self.digests.push(*digest);
+            u32::try_from(self.digests.len() - 1).expect("a store has fewer than 2^32 blobs")
+        })
+    }
+
+    fn add(&mut self, node: Node) -> usize {
+        self.node_of.insert(node.blob, self.nodes.len());
+        self.nodes.push(node);
+        self.nodes.len() - 1
+    }
+}

@@ -1,0 +1,184 @@
+//! Blobs: files whose names are the digests of their bytes.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::FileExt,
+};
+
+use rustix::fs::{FileType, Statx};
+use sha2::Digest as _;
+
+use super::{
+    Store, StoreError,
+    disk::{Dir, describe},
+    error::At,
+};
+use crate::name::Digest;
+
+/// What the filesystem says of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlobStat {
+    /// Length in bytes.
+    pub size: u64,
+    /// How many names the file has; more than one means that removing this name frees nothing yet.
+    pub links: u32,
+    /// Device and inode number: which file it is.
+    pub identity: (u64, u64),
+    /// The newest of modification, change and birth time, in seconds since 1970 by the filesystem's clock. Copies and
+    /// renames keep the modification time, so it alone would lie.
+    pub newest_seconds: i64,
+}
+
+/// How a blob came to be in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    /// It was there already, with the right bytes.
+    Reused,
+    /// It was not there.
+    Written,
+    /// A file of that name with other bytes, left by somebody's crash, gave way to it.
+    Replaced,
+}
+
+/// A blob that is, or at publication will be, visible under its own digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// Its name.
+    pub digest: Digest,
+    /// Length in bytes.
+    pub size: u64,
+    /// How it came to be there.
+    pub put: Put,
+}
+
+impl BlobStat {
+    pub(super) fn of(stat: &Statx) -> Self {
+        Self {
+            size: stat.stx_size,
+            links: stat.stx_nlink,
+            identity: (rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino),
+            newest_seconds: stat.stx_mtime.tv_sec.max(stat.stx_ctime.tv_sec).max(stat.stx_btime.tv_sec),
+        }
+    }
+
+    /// The bytes that the filesystem gives back when this name goes.
+    pub fn freed_bytes(&self) -> u64 {
+        if self.links <= 1 { self.size } else { 0 }
+    }
+}
+
+impl Store {
+    /// Opens a blob for reading: in `blobs/`, else among the pins of mounts, else in quarantine. Its bytes are not checked.
+    pub fn open_blob(&self, digest: &Digest) -> Result<File, StoreError> {
+        let name = digest.to_string();
+        match self.blobs.open_file(&name) {
+            Err(error) if error.is_not_found() => self.open_aside(&name)?.ok_or(StoreError::Missing(*digest)),
+            opened => opened,
+        }
+    }
+
+    /// Reads a whole blob of at most `limit` bytes and checks its digest.
+    pub fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, StoreError> {
+        let file = self.open_blob(digest)?;
+        let bytes = read_limited(&file, limit).at("read blob", self.blobs.join(&digest.to_string()))?;
+        let damaged = |problem: String| StoreError::Damaged { digest: *digest, problem };
+        let bytes = bytes.ok_or_else(|| damaged(format!("it has over {limit} bytes")))?;
+        let actual = Digest::of(&bytes);
+        if actual != *digest {
+            return Err(damaged(format!("its {} bytes have the digest {}", bytes.len(), actual.short())));
+        }
+        Ok(bytes)
+    }
+
+    /// Whether a blob begins like a JSON object or list, white space aside.
+    pub fn begins_like_json(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let mut start = [0; 64];
+        let read = self.open_blob(digest)?.read(&mut start);
+        let read = read.at("read blob", self.blobs.join(&digest.to_string()))?;
+        let first = start[..read].iter().find(|byte| !byte.is_ascii_whitespace());
+        Ok(matches!(first, Some(b'{' | b'[')))
+    }
+
+    /// Hashes a whole blob without keeping it. `Ok(None)` means that its bytes are right, `Some` is its real digest.
+    pub fn hash_blob(&self, digest: &Digest) -> Result<Option<Digest>, StoreError> {
+        let actual = hash(&self.open_blob(digest)?).at("read blob", self.blobs.join(&digest.to_string()))?;
+        Ok((actual != *digest).then_some(actual))
+    }
+
+    /// What the filesystem says of a blob in `blobs/`; `None` if it is not there.
+    pub fn stat_blob(&self, digest: &Digest) -> Result<Option<BlobStat>, StoreError> {
+        let name = digest.to_string();
+        let Some(stat) = self.blobs.stat(&name)? else { return Ok(None) };
+        match FileType::from_raw_mode(stat.stx_mode.into()) {
+            FileType::RegularFile => Ok(Some(BlobStat::of(&stat))),
+            other => Err(StoreError::NotAFile { path: self.blobs.join(&name), what: describe(other) }),
+        }
+    }
+
+    fn open_aside(&self, name: &str) -> Result<Option<File>, StoreError> {
+        for aside in ["pins", "quarantine"] {
+            let Some(parent) = self.existing_state_sub(aside)? else { continue };
+            for place in parent.names()? {
+                let Ok(place) = String::from_utf8(place) else { continue };
+                match parent.sub(&place).and_then(|dir| dir.open_file(name)) {
+                    Ok(file) => return Ok(Some(file)),
+                    Err(error) if error.is_not_found() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The file's bytes, or `None` if it has more than `limit`. What a file claims as its length is not believed.
+fn read_limited(file: &File, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    let claimed = file.metadata()?.len();
+    if claimed > limit {
+        return Ok(None);
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(claimed).map_err(io::Error::other)?);
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= limit).then_some(bytes))
+}
+
+fn hash(file: &File) -> io::Result<Digest> {
+    let mut hasher = sha2::Sha256::new();
+    let mut buffer = vec![0; 128 << 10];
+    loop {
+        match { file }.read(&mut buffer)? {
+            0 => break,
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+    Ok(Digest::from_bytes(&hasher.finalize()).expect("sha-256 digests have 32 bytes"))
+}
+
+/// Whether the file of that name in `dir` holds exactly these bytes; `None` if there is no such file.
+pub(super) fn holds(dir: &Dir, name: &str, bytes: &[u8]) -> Result<Option<bool>, StoreError> {
+    let file = match dir.open_file(name) {
+        Ok(file) => file,
+        Err(error) if error.is_not_found() => return Ok(None),
+        Err(StoreError::NotAFile { what: "a symbolic link", .. }) => return Ok(Some(false)),
+        Err(error) => return Err(error),
+    };
+    same(&file, bytes).map(Some).at("read", dir.join(name))
+}
+
+fn same(file: &File, bytes: &[u8]) -> io::Result<bool> {
+    if file.metadata()?.len() != bytes.len() as u64 {
+        return Ok(false);
+    }
+    let mut buffer = vec![0; bytes.len().min(256 << 10)];
+    let mut offset = 0;
+    while offset < bytes.len() {
+        let part = &bytes[offset..bytes.len().min(offset + buffer.len())];
+        let read = file.read_at(&mut buffer[..part.len()], offset as u64)?;
+        if read == 0 || buffer[..read] != part[..read] {
+            return Ok(false);
+        }
+        offset += read;
+    }
+    Ok(true)
+}

@@ -1,0 +1,173 @@
+//! Bringing an image in: everything is staged aside and becomes visible at the end, or not at all.
+//!
+//! New blobs are written to `.pfs/tmp/<lease>/`. Publishing makes them durable, gives them their names in `blobs/`, then
+//! writes the manifest, then the index: nothing ever names what is not there yet. A build that fails or is killed leaves
+//! `blobs/` as it was; what it staged is garbage as soon as its lease is dead.
+
+use std::{
+    collections::HashSet,
+    io::{self, Write},
+    sync::{Mutex, PoisonError},
+};
+
+use super::{
+    Lease, LeaseKind, LeaseRecord, Put, SharedGuard, Store, StoreError, Stored, blobs::holds, disk::Dir, error::At,
+};
+use crate::name::{Digest, Tag};
+
+/// A running build: holds a lease and a staging directory.
+#[derive(Debug)]
+pub struct BuildSession<'s> {
+    store: &'s Store,
+    lease: Option<Lease>,
+    staging: Dir,
+    known: Mutex<HashSet<Digest>>,
+    staged: Mutex<Vec<Digest>>,
+}
+
+/// What publishing did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// The manifest.
+    pub manifest: Digest,
+    /// What the tag stood for before, if it stood for something else.
+    pub replaced: Option<Digest>,
+}
+
+impl Store {
+    /// Begins a build that will be published as `tag`.
+    pub fn begin_build(&self, tag: &Tag) -> Result<BuildSession<'_>, StoreError> {
+        let guard = self.lock_shared()?;
+        let mut record = LeaseRecord::of_this_process(LeaseKind::Build, jiff::Timestamp::now());
+        record.tag = Some(tag.to_string());
+        let lease = self.take_lease(&guard, &record)?;
+        let staging = self.state()?.make_sub("tmp")?.make_sub(lease.id())?;
+        Ok(BuildSession { store: self, lease: Some(lease), staging, known: Mutex::default(), staged: Mutex::default() })
+    }
+}
+
+impl BuildSession<'_> {
+    /// Takes in a blob: found in the store with the same bytes, or staged. Safe to call from several threads.
+    pub fn put(&self, bytes: &[u8]) -> Result<Stored, StoreError> {
+        let stored = |digest, put| Stored { digest, size: bytes.len() as u64, put };
+        let digest = Digest::of(bytes);
+        if !lock(&self.known).insert(digest) {
+            return Ok(stored(digest, Put::Reused));
+        }
+        let name = digest.to_string();
+        if self.store.blobs.stat(&name)?.is_none() {
+            self.stage(&digest, bytes)?;
+            return Ok(stored(digest, Put::Written));
+        }
+        self.lease()?.claim(&self.store.lock_shared()?, &[digest])?;
+        match holds(&self.store.blobs, &name, bytes)? {
+            Some(true) => Ok(stored(digest, Put::Reused)),
+            found => {
+                self.stage(&digest, bytes)?;
+                Ok(stored(digest, if found.is_some() { Put::Replaced } else { Put::Written }))
+            }
+        }
+    }
+
+    /// Publishes what was put, with `manifest` and an index entry that `entry` makes of its digest and size. The entry
+    /// takes the place of those with the same tag. When this returns, all of it is on stable storage.
+    pub fn publish(
+        mut self,
+        manifest: &[u8],
+        tag: &Tag,
+        entry: impl Fn(&Digest, u64) -> String,
+    ) -> Result<Published, StoreError> {
+        let digest = self.put(manifest)?.digest;
+        self.staging.sync_filesystem()?;
+        let guard = self.store.lock_shared()?;
+        self.reveal(&guard)?;
+        self.store.blobs.sync()?;
+        let entry = entry(&digest, manifest.len() as u64);
+        let mut replaced = None;
+        self.store.edit_index(&guard, |index| -> Result<_, StoreError> {
+            let entries = index.entries().iter().enumerate();
+            let same: Vec<_> = entries.filter(|(_, entry)| entry.tag.as_ref() == Some(tag)).collect();
+            replaced = same.iter().find_map(|(_, entry)| match &entry.descriptor.digest {
+                crate::format::DescriptorDigest::Sha256(old) if *old != digest => Some(*old),
+                _ => None,
+            });
+            Ok(Some(index.with(&entry, &same.iter().map(|(at, _)| *at).collect::<Vec<_>>())))
+        })?;
+        self.end(&guard)?;
+        Ok(Published { manifest: digest, replaced })
+    }
+
+    fn lease(&self) -> Result<&Lease, StoreError> {
+        Ok(self.lease.as_ref().expect("a session has its lease until it is published or dropped"))
+    }
+
+    fn stage(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
+        let name = digest.to_string();
+        let mut file = self.staging.create_file(&name)?;
+        file.write_all(bytes).at("write", self.staging.join(&name))?;
+        lock(&self.staged).push(*digest);
+        Ok(())
+    }
+
+    /// Claims the staged blobs and moves them to their names. One that is there already with the right bytes stays; wrong
+    /// bytes give way.
+    fn reveal(&self, guard: &SharedGuard<'_>) -> Result<(), StoreError> {
+        let staged = lock(&self.staged);
+        self.lease()?.claim(guard, &staged)?;
+        for digest in staged.iter() {
+            let name = digest.to_string();
+            match self.staging.rename_new(&name, &self.store.blobs, &name) {
+                Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => self.settle(&name)?,
+                moved => moved.at("publish", self.store.blobs.join(&name))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(&self, name: &str) -> Result<(), StoreError> {
+        let bytes = self.staging.read_small(name)?;
+        if holds(&self.store.blobs, name, &bytes)? == Some(true) {
+            return self.staging.unlink(name).at("remove", self.staging.join(name));
+        }
+        self.staging.rename_over(name, &self.store.blobs, name).at("publish", self.store.blobs.join(name))
+    }
+
+    fn end(&mut self, _held: &SharedGuard<'_>) -> Result<(), StoreError> {
+        let Some(lease) = self.lease.take() else { return Ok(()) };
+        self.store.remove_staging(lease.id())?;
+        self.store.release(lease)
+    }
+}
+
+impl Drop for BuildSession<'_> {
+    /// A build that was not published takes its staging along. What cannot be removed now is garbage for the next
+    /// collection, since the lease is dead.
+    fn drop(&mut self) {
+        let Some(lease) = self.lease.take() else { return };
+        let _ = self.store.remove_staging(lease.id());
+        let _ = self.store.release(lease);
+    }
+}
+
+impl Store {
+    /// Removes the staging directory of a lease, if there is one. Gives the bytes that were freed.
+    pub(super) fn remove_staging(&self, id: &str) -> Result<u64, StoreError> {
+        let Some(temp) = self.existing_state_sub("tmp")? else { return Ok(0) };
+        let staging = match temp.sub(id) {
+            Err(error) if error.is_not_found() => return Ok(0),
+            opened => opened?,
+        };
+        let mut freed = 0;
+        for name in staging.names()? {
+            let name = String::from_utf8_lossy(&name).into_owned();
+            freed += staging.stat(&name)?.map_or(0, |stat| stat.stx_size);
+            staging.unlink(&name).at("remove", staging.join(&name))?;
+        }
+        temp.remove_dir(id).at("remove", temp.join(id))?;
+        Ok(freed)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

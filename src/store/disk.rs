@@ -1,0 +1,222 @@
+//! A directory held open, and the few operations that stores need in one.
+//!
+//! Every operation is relative to a descriptor and follows no symbolic link in its last component, so nobody can move a
+//! store's directories about under it. Paths are kept for messages only.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Statx, StatxFlags};
+
+use super::{StoreError, error::At};
+
+/// An open directory.
+#[derive(Debug)]
+pub(super) struct Dir {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// `O_NONBLOCK` keeps the open of a fifo from waiting for a writer.
+const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
+
+impl Dir {
+    /// Opens a directory by path, following links.
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        let fd = rustix::fs::open(path, DIRECTORY, Mode::empty()).at("open", path)?;
+        Ok(Self { fd, path: path.into() })
+    }
+
+    /// Opens a directory in this one, which must not be a symbolic link.
+    pub(super) fn sub(&self, name: &str) -> Result<Self, StoreError> {
+        let path = self.path.join(name);
+        let fd = rustix::fs::openat(&self.fd, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty()).at("open", &path)?;
+        Ok(Self { fd, path })
+    }
+
+    /// The same, made first if it does not exist.
+    pub(super) fn make_sub(&self, name: &str) -> Result<Self, StoreError> {
+        match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => self.sub(name),
+            Err(cause) => Err(cause).at("make the directory", self.path.join(name)),
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Opens a regular file for reading. Anything else under that name is [`StoreError::NotAFile`].
+    pub(super) fn open_file(&self, name: &str) -> Result<File, StoreError> {
+        let path = self.join(name);
+        let opened = rustix::fs::openat(&self.fd, name, READ, Mode::empty());
+        if matches!(opened, Err(rustix::io::Errno::LOOP)) {
+            return Err(StoreError::NotAFile { path, what: "a symbolic link" });
+        }
+        let file = File::from(opened.at("open", &path)?);
+        match FileType::from_raw_mode(rustix::fs::fstat(&file).at("read", &path)?.st_mode) {
+            FileType::RegularFile => Ok(file),
+            other => Err(StoreError::NotAFile { path, what: describe(other) }),
+        }
+    }
+
+    /// Opens or creates a file of ours for reading and writing; for reading only where writing is not allowed.
+    pub(super) fn open_or_create(&self, name: &str) -> Result<File, StoreError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o666)) {
+            Err(rustix::io::Errno::ACCESS | rustix::io::Errno::ROFS) => self.open_file(name),
+            opened => Ok(File::from(opened.at("open", self.join(name))?)),
+        }
+    }
+
+    /// An unnamed file in this directory, for [`Dir::link`] to give it a name. `None` where the filesystem has none.
+    pub(super) fn unnamed_file(&self) -> Result<Option<File>, StoreError> {
+        use rustix::io::Errno;
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.fd, ".", flags, Mode::from_raw_mode(0o644)) {
+            Ok(fd) => Ok(Some(fd.into())),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Ok(None),
+            Err(cause) => Err(cause).at("write in", &self.path),
+        }
+    }
+
+    /// A new file of that name; fails if the name is taken.
+    pub(super) fn create_file(&self, name: &str) -> Result<File, StoreError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o644));
+        Ok(fd.at("create", self.join(name))?.into())
+    }
+
+    /// Gives an unnamed file a name here. Fails with `EEXIST` if the name is taken.
+    pub(super) fn link_unnamed(&self, file: &File, name: &str) -> io::Result<()> {
+        let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Ok(rustix::fs::linkat(rustix::fs::CWD, source, &self.fd, name, AtFlags::SYMLINK_FOLLOW)?)
+    }
+
+    /// Gives a file in `self` a second name in `to`. Fails with `EEXIST` if that name is taken.
+    pub(super) fn link_to(&self, name: &str, to: &Dir, to_name: &str) -> io::Result<()> {
+        Ok(rustix::fs::linkat(&self.fd, name, &to.fd, to_name, AtFlags::empty())?)
+    }
+
+    /// Moves a file, replacing what has the new name.
+    pub(super) fn rename_over(&self, name: &str, to: &Dir, to_name: &str) -> io::Result<()> {
+        Ok(rustix::fs::renameat(&self.fd, name, &to.fd, to_name)?)
+    }
+
+    /// Moves a file to a name that is free. Where the filesystem cannot do that in one step, a link and an unlink do it.
+    pub(super) fn rename_new(&self, name: &str, to: &Dir, to_name: &str) -> io::Result<()> {
+        use rustix::io::Errno;
+        match rustix::fs::renameat_with(&self.fd, name, &to.fd, to_name, RenameFlags::NOREPLACE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                self.link_to(name, to, to_name)?;
+                self.unlink(name)
+            }
+            moved => Ok(moved?),
+        }
+    }
+
+    /// Swaps two names. `Ok(false)` where the filesystem cannot.
+    pub(super) fn exchange(&self, name: &str, to: &Dir, to_name: &str) -> io::Result<bool> {
+        use rustix::io::Errno;
+        match rustix::fs::renameat_with(&self.fd, name, &to.fd, to_name, RenameFlags::EXCHANGE) {
+            Ok(()) => Ok(true),
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(false),
+            Err(cause) => Err(cause.into()),
+        }
+    }
+
+    pub(super) fn unlink(&self, name: &str) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&self.fd, name, AtFlags::empty())?)
+    }
+
+    pub(super) fn remove_dir(&self, name: &str) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR)?)
+    }
+
+    /// The facts of a name, without following a link. `None` if there is no such name.
+    pub(super) fn stat(&self, name: &str) -> Result<Option<Statx>, StoreError> {
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+        match rustix::fs::statx(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW, wanted) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(cause) => Err(cause).at("read the attributes of", self.join(name)),
+        }
+    }
+
+    /// The names in this directory, sorted, all of them or an error.
+    pub(super) fn names(&self) -> Result<Vec<Vec<u8>>, StoreError> {
+        let entries = rustix::fs::Dir::read_from(&self.fd).at("list", &self.path)?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry.at("list", &self.path)?.file_name().to_bytes().to_vec();
+            if !matches!(&name[..], b"." | b"..") {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Writes a file of ours and makes it durable under its name: never half-written there, replacing what it replaces.
+    pub(super) fn write_durably(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let partial = format!(".{name}.{}.partial", std::process::id());
+        let path = self.join(&partial);
+        let _ = self.unlink(&partial);
+        let mut file = self.create_file(&partial)?;
+        let written = io::Write::write_all(&mut file, bytes).and_then(|()| file.sync_all());
+        if let Err(source) = written {
+            let _ = self.unlink(&partial);
+            return Err(StoreError::Io { action: "write", path, source });
+        }
+        self.rename_over(&partial, self, name).at("rename", path)?;
+        self.sync()
+    }
+
+    /// Reads a file of ours, at most a few megabytes.
+    pub(super) fn read_small(&self, name: &str) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = Vec::new();
+        let file = self.open_file(name)?;
+        io::Read::read_to_end(&mut io::Read::take(file, SMALL_BYTES_MAX), &mut bytes).at("read", self.join(name))?;
+        Ok(bytes)
+    }
+
+    /// Makes the names in this directory durable.
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
+        rustix::fs::fsync(&self.fd).at("make durable", &self.path)
+    }
+
+    /// Makes everything on this directory's filesystem durable.
+    pub(super) fn sync_filesystem(&self) -> Result<(), StoreError> {
+        rustix::fs::syncfs(&self.fd).at("make durable", &self.path)
+    }
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+const SMALL_BYTES_MAX: u64 = 256 << 20;
+
+/// What a file type is called in a sentence.
+pub(super) fn describe(kind: FileType) -> &'static str {
+    match kind {
+        FileType::Directory => "a directory",
+        FileType::Symlink => "a symbolic link",
+        FileType::Fifo => "a fifo",
+        FileType::Socket => "a socket",
+        FileType::CharacterDevice | FileType::BlockDevice => "a device",
+        FileType::RegularFile => "a file",
+        _ => "of an unknown kind",
+    }
+}

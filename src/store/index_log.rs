@@ -1,0 +1,57 @@
+//! `.pfs/index-log/`: the last texts of `index.json` that pfs saw.
+//!
+//! They tell a blob that was published once (it may go as soon as nothing needs it) from one that no index ever named
+//! (it may be somebody's upload that has not reached its index yet). Losing the log only makes the collector more patient.
+
+use super::{IndexSnapshot, Store, StoreError, disk::Dir, error::At};
+use crate::{format::IndexDocument, name::Digest};
+
+/// How many texts are kept.
+const KEPT: usize = 32;
+
+impl Store {
+    /// Notes what the index holds now, unless the newest note says just that.
+    pub fn log_index(&self, snapshot: &IndexSnapshot) -> Result<(), StoreError> {
+        let log = self.state()?.make_sub("index-log")?;
+        let names = note_names(&log)?;
+        let digest = snapshot.digest().to_string();
+        if names.last().is_some_and(|newest| newest.ends_with(&digest)) {
+            return Ok(());
+        }
+        let number = names.last().map_or(0, |newest| number_of(newest) + 1);
+        log.write_durably(&format!("{number:010}-{digest}"), snapshot.document().bytes())?;
+        for old in names.iter().rev().skip(KEPT - 1) {
+            log.unlink(old).at("remove", log.join(old))?;
+        }
+        Ok(())
+    }
+
+    /// The texts in the log that can still be read, newest first. A torn or foreign note is passed over: the log
+    /// never authorises keeping or freeing what the indexes themselves do not.
+    pub fn index_history(&self) -> Result<Vec<IndexDocument>, StoreError> {
+        let Some(log) = self.existing_state_sub("index-log")? else { return Ok(Vec::new()) };
+        let mut history = Vec::new();
+        for name in note_names(&log)?.iter().rev() {
+            let Ok(bytes) = log.read_small(name) else { continue };
+            if name.ends_with(&Digest::of(&bytes).to_string()) {
+                history.extend(IndexDocument::parse(&bytes));
+            }
+        }
+        Ok(history)
+    }
+}
+
+/// Names of the form `<number>-<digest>`, by rising number; others are not ours.
+fn note_names(log: &Dir) -> Result<Vec<String>, StoreError> {
+    let names = log.names()?.into_iter().filter_map(|name| String::from_utf8(name).ok());
+    let ours = names.filter(|name| {
+        name.split_once('-').is_some_and(|(number, digest)| {
+            number.len() == 10 && number.bytes().all(|b| b.is_ascii_digit()) && digest.parse::<Digest>().is_ok()
+        })
+    });
+    Ok(ours.collect())
+}
+
+fn number_of(name: &str) -> u64 {
+    name.split('-').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,156 @@
+//! Opening and making a store.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use serde::Deserialize;
+
+use super::{StoreError, disk::Dir, error::At};
+use crate::format::IndexDocument;
+
+/// An open store. Cheap to keep, safe to share between threads.
+#[derive(Debug)]
+pub struct Store {
+    pub(super) root: Dir,
+    pub(super) blobs: Dir,
+    state: OnceLock<Dir>,
+    state_parent: PathBuf,
+    shared_blobs: Option<PathBuf>,
+}
+
+const LAYOUT_FILE: &str = "oci-layout";
+/// OCI image layout 1.0.0, and what puzzlefs 0.1.0 wrote there.
+const LAYOUT_VERSIONS: &[&str] = &["1.0.0", "puzzlefs-dev"];
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LayoutFile {
+    image_layout_version: String,
+}
+
+impl Store {
+    /// Opens the layout at `path`. Fails with [`StoreError::NotAStore`] unless it has a readable `oci-layout` of a known
+    /// version, an `index.json` and a `blobs/sha256`. Writes nothing.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let not_a_store = |why: String| StoreError::NotAStore { path: path.into(), why };
+        let path = path.canonicalize().map_err(|cause| not_a_store(cause.to_string()))?;
+        if !path.is_dir() {
+            return Err(not_a_store("it is not a directory".into()));
+        }
+        check_layout_file(&path).map_err(not_a_store)?;
+        if !path.join("index.json").exists() {
+            return Err(not_a_store("it has no index.json".into()));
+        }
+        let root = Dir::open(&path)?;
+        let blobs_path = path.join("blobs/sha256");
+        let physical = blobs_path.canonicalize().map_err(|_| not_a_store("it has no blobs/sha256".into()))?;
+        let shared_blobs = (physical != blobs_path).then(|| physical.clone());
+        let blobs = Dir::open(&physical)?;
+        let state_parent = match &shared_blobs {
+            Some(physical) => home_of_shared(physical),
+            None => path,
+        };
+        Ok(Self { root, blobs, state: OnceLock::new(), state_parent, shared_blobs })
+    }
+
+    /// Opens the layout at `path`, or makes an empty one if there is nothing or an empty directory.
+    pub fn open_or_create(path: &Path) -> Result<Self, StoreError> {
+        let exists = path.join(LAYOUT_FILE).exists();
+        let empty = !path.exists() || path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+        if !exists && empty {
+            create_layout(path)?;
+        }
+        Self::open(path)
+    }
+
+    /// The layout directory, absolute, without symbolic links.
+    pub fn path(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// Where the blobs really are, if `blobs` or `blobs/sha256` is a symbolic link: other layouts may use them too.
+    pub fn shared_blobs(&self) -> Option<&Path> {
+        self.shared_blobs.as_deref()
+    }
+
+    /// The path of the index, for messages.
+    pub fn index_path(&self) -> PathBuf {
+        self.root.join("index.json")
+    }
+
+    /// The directory of ours, made if it is not there.
+    pub(super) fn state(&self) -> Result<&Dir, StoreError> {
+        if let Some(state) = self.state.get() {
+            return Ok(state);
+        }
+        let made = Dir::open(&self.state_parent).and_then(|parent| parent.make_sub(STATE));
+        let state = made.map_err(|error| match error {
+            StoreError::Io { source, .. } => StoreError::NoState { path: self.state_parent.join(STATE), source },
+            other => other,
+        })?;
+        Ok(self.state.get_or_init(|| state))
+    }
+
+    /// The directory of ours, if it is there.
+    pub(super) fn existing_state(&self) -> Result<Option<&Dir>, StoreError> {
+        if let Some(state) = self.state.get() {
+            return Ok(Some(state));
+        }
+        match Dir::open(&self.state_parent)?.sub(STATE) {
+            Ok(state) => Ok(Some(self.state.get_or_init(|| state))),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A directory in the directory of ours, if it is there.
+    pub(super) fn existing_state_sub(&self, name: &str) -> Result<Option<Dir>, StoreError> {
+        let Some(state) = self.existing_state()? else { return Ok(None) };
+        match state.sub(name) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The directory of ours: every known tool leaves it alone.
+pub(super) const STATE: &str = ".pfs";
+
+/// Where `.pfs` lies for a shared blob directory: in the layout that it belongs to, if there is one, else beside it.
+fn home_of_shared(physical: &Path) -> PathBuf {
+    let beside = physical.parent().unwrap_or(physical);
+    match physical.ancestors().nth(2) {
+        Some(layout) if physical.ends_with("blobs/sha256") && layout.join(LAYOUT_FILE).exists() => layout.into(),
+        _ => beside.into(),
+    }
+}
+
+fn check_layout_file(path: &Path) -> Result<(), String> {
+    let text = match fs::read(path.join(LAYOUT_FILE)) {
+        Ok(text) => text,
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Err(format!("it has no {LAYOUT_FILE} file")),
+        Err(cause) => return Err(format!("its {LAYOUT_FILE} file: {cause}")),
+    };
+    let file: LayoutFile = serde_json::from_slice(&text).map_err(|cause| format!("its {LAYOUT_FILE} file: {cause}"))?;
+    if !LAYOUT_VERSIONS.contains(&file.image_layout_version.as_str()) {
+        return Err(format!("its layout version {:?} is not known", file.image_layout_version));
+    }
+    Ok(())
+}
+
+/// Makes an empty layout. `oci-layout` is written last, because it is what makes a directory a layout.
+fn create_layout(path: &Path) -> Result<(), StoreError> {
+    let blobs = path.join("blobs/sha256");
+    fs::create_dir_all(&blobs).at("make the directory", &blobs)?;
+    let root = Dir::open(path)?;
+    for (name, text) in
+        [("index.json", IndexDocument::empty().bytes()), (LAYOUT_FILE, br#"{"imageLayoutVersion":"1.0.0"}"# as &[u8])]
+    {
+        root.write_durably(name, text)?;
+    }
+    root.sync()
+}

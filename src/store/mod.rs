@@ -1,0 +1,29 @@
+//! A store on disk: an OCI layout, and the files of ours beside it. The only room that touches a store's disk.
+//!
+//! What other tools own (`index.json`, `blobs/`) is read with suspicion and edited without loss; what is ours lies in
+//! `.pfs/` and nowhere else. `docs/deletion.md` describes the files, `docs/format.md` the layout.
+//!
+//! Blobs leave through [`Store::condemn`], [`Store::purge`] and [`Store::remove_wrong_content`], each of which demands
+//! an [`ExclusiveGuard`]; only `gc` and `check` call them.
+
+mod blobs;
+mod build_session;
+mod disk;
+mod error;
+mod index;
+mod index_log;
+mod inventory;
+mod layout;
+mod lease;
+mod lock;
+mod quarantine;
+
+pub use blobs::{BlobStat, Put, Stored};
+pub use build_session::{BuildSession, Published};
+pub use error::StoreError;
+pub use index::IndexSnapshot;
+pub use inventory::{Inventory, Stranger};
+pub use layout::Store;
+pub use lease::{Lease, LeaseKind, LeaseRecord, LeaseState};
+pub use lock::{CollectorGuard, ExclusiveGuard, SharedGuard};
+pub use quarantine::QuarantinedBlob;
