@@ -5,7 +5,8 @@
 
 pub mod codec;
 pub mod format;
+pub mod fuse;
 pub mod graph;
 pub mod name;
-pub mod tree;
 pub mod store;
+pub mod tree;
