@@ -7,6 +7,7 @@ pub mod codec;
 pub mod format;
 pub mod fuse;
 pub mod graph;
+pub mod mount;
 pub mod name;
 pub mod store;
 pub mod tree;

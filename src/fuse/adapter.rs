@@ -4,18 +4,13 @@
 //! not ask again, everything else so that it may remember the answer for ever. An image never changes, so there is
 //! nothing to invalidate, and no open file has a state.
 
-use std::{
-    cell::RefCell,
-    ffi::OsStr,
-    io,
-    os::unix::ffi::OsStrExt,
-    sync::Arc,
-};
+use std::{cell::RefCell, ffi::OsStr, io, os::unix::ffi::OsStrExt, path::Path, sync::Arc, time::SystemTime};
 
 use fuser::{
-    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyStatfs, ReplyXattr, Request,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 
 use super::{
@@ -82,12 +77,7 @@ impl Image {
     }
 
     /// Calls `add` with name, number of the next entry and node until it says that it is full.
-    fn list(
-        &self,
-        ino: INodeNo,
-        offset: u64,
-        add: &mut dyn FnMut(&OsStr, u64, &Node) -> bool,
-    ) -> Result<(), Trouble> {
+    fn list(&self, ino: INodeNo, offset: u64, add: &mut dyn FnMut(&OsStr, u64, &Node) -> bool) -> Result<(), Trouble> {
         let here = self.node(ino)?;
         let above = self.view.parent(ino.0).ok_or(Trouble::NoDirectory)?;
         let dots = [(&b"."[..], here), (b"..", self.node(INodeNo(above))?)];
@@ -148,17 +138,46 @@ fn answer_open(stateless: bool, flags: FopenFlags, reply: ReplyOpen) {
     }
 }
 
+/// Operations that would change the image. The kernel refuses them itself as long as the mount is read-only; somebody
+/// may remount it.
+macro_rules! refuse_as_read_only {
+    ($($operation:ident($($argument:ty),*) -> $reply:ty;)*) => {$(
+        fn $operation(&self, _request: &Request, $(_: $argument,)* reply: $reply) {
+            reply.error(Trouble::ReadOnly.into());
+        }
+    )*};
+}
+
 impl Filesystem for Image {
+    refuse_as_read_only! {
+        mknod(INodeNo, &OsStr, u32, u32, u32) -> ReplyEntry;
+        mkdir(INodeNo, &OsStr, u32, u32) -> ReplyEntry;
+        unlink(INodeNo, &OsStr) -> ReplyEmpty;
+        rmdir(INodeNo, &OsStr) -> ReplyEmpty;
+        symlink(INodeNo, &OsStr, &Path) -> ReplyEntry;
+        rename(INodeNo, &OsStr, INodeNo, &OsStr, RenameFlags) -> ReplyEmpty;
+        link(INodeNo, INodeNo, &OsStr) -> ReplyEntry;
+        create(INodeNo, &OsStr, u32, u32, i32) -> ReplyCreate;
+        write(INodeNo, FileHandle, u64, &[u8], WriteFlags, OpenFlags, Option<LockOwner>) -> ReplyWrite;
+        fallocate(INodeNo, FileHandle, u64, u64, i32) -> ReplyEmpty;
+        copy_file_range(INodeNo, FileHandle, u64, INodeNo, FileHandle, u64, u64, CopyFileRangeFlags) -> ReplyWrite;
+        setxattr(INodeNo, &OsStr, &[u8], i32, u32) -> ReplyEmpty;
+        removexattr(INodeNo, &OsStr) -> ReplyEmpty;
+        setattr(
+            INodeNo, Option<u32>, Option<u32>, Option<u32>, Option<u64>, Option<TimeOrNow>, Option<TimeOrNow>,
+            Option<SystemTime>, Option<FileHandle>, Option<SystemTime>, Option<SystemTime>, Option<SystemTime>,
+            Option<BsdFileFlags>
+        ) -> ReplyAttr;
+    }
+
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let offered = config.capabilities();
         for wish in WISHES.into_iter().filter(|wish| offered.contains(*wish)) {
             config.add_capabilities(wish).map_err(|_| io::Error::other("the kernel offers what it refuses"))?;
         }
         let understands = |flag| offered.contains(flag);
-        self.stateless = (
-            understands(InitFlags::FUSE_NO_OPEN_SUPPORT),
-            understands(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
-        );
+        self.stateless =
+            (understands(InitFlags::FUSE_NO_OPEN_SUPPORT), understands(InitFlags::FUSE_NO_OPENDIR_SUPPORT));
         // Both are within what fuser allows; if it thought otherwise, its own values would do.
         let _ = config.set_max_write(REQUEST_BYTES_MAX);
         let _ = config.set_max_background(BACKGROUND_MAX);

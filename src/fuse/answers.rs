@@ -42,16 +42,8 @@ pub(super) fn attributes(node: &Node) -> FileAttr {
 
 /// The answer "there is no such name", which the kernel remembers: an entry that leads to inode 0.
 pub(super) fn nothing() -> FileAttr {
-    let nowhere = Node {
-        ino: 0,
-        kind: FileKind::Regular,
-        permissions: 0,
-        uid: 0,
-        gid: 0,
-        nlink: 0,
-        size: 0,
-        device: None,
-    };
+    let nowhere =
+        Node { ino: 0, kind: FileKind::Regular, permissions: 0, uid: 0, gid: 0, nlink: 0, size: 0, device: None };
     attributes(&nowhere)
 }
 

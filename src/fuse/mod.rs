@@ -6,4 +6,4 @@ mod errno;
 mod session;
 
 pub use adapter::Image;
-pub use session::{AccessList, HelperOptions, Session, Unmounter};
+pub use session::{AccessList, HelperOptions, Session};

@@ -39,11 +39,6 @@ pub struct Session {
     inner: fuser::Session<Image>,
 }
 
-/// Takes a mount that fuser made away, from another thread.
-pub struct Unmounter {
-    inner: fuser::SessionUnmounter,
-}
-
 impl Session {
     /// Serves an open `/dev/fuse` that somebody else mounts. Returns when the kernel has shaken hands.
     pub fn from_device(image: Image, device: OwnedFd, threads: usize) -> io::Result<Self> {
@@ -63,21 +58,9 @@ impl Session {
         fuser::Session::new(image, mountpoint, &config).map(|inner| Self { inner })
     }
 
-    /// A handle to unmount what [`Session::mount`] mounted.
-    pub fn unmounter(&mut self) -> Unmounter {
-        Unmounter { inner: self.inner.unmount_callable() }
-    }
-
     /// Answers until the image is unmounted.
     pub fn run(self) -> io::Result<()> {
         self.inner.run()
-    }
-}
-
-impl Unmounter {
-    /// Unmounts, unless that has been done.
-    pub fn unmount(&mut self) -> io::Result<()> {
-        self.inner.unmount()
     }
 }
 
