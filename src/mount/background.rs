@@ -7,15 +7,16 @@
 use std::{
     ffi::OsStr,
     fs::OpenOptions,
-    io::{self, BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Write},
     os::unix::process::CommandExt,
     process::{ChildStdout, Command, Stdio},
 };
 
 use super::MountError;
 
-const READY: &str = "ready";
-const FAILED: &str = "failed";
+/// What the child says in the pipe. Other lines mean nothing.
+const READY: &str = "pfs: ready";
+const FAILED: &str = "pfs: failed ";
 /// What a process that died without a word is said to have exited with.
 const DIED: u8 = 1;
 const FIRST_DESCRIPTOR_AFTER_STDIO: i32 = 3;
@@ -41,20 +42,18 @@ pub fn launch<S: AsRef<OsStr>>(name: &OsStr, arguments: &[S]) -> Result<(), Moun
 }
 
 fn outcome(stdout: ChildStdout) -> Result<(), MountError> {
-    let unread = MountError::system("hear from the process in the background");
-    let mut lines = BufReader::new(stdout);
-    let mut first = String::new();
-    let mut text = String::new();
-    let read = lines.read_line(&mut first);
-    if first.trim_end() == READY {
-        return Ok(());
+    let mut said = BufReader::new(stdout).lines();
+    while let Some(line) = said.next() {
+        let line = line.map_err(MountError::system("hear from the process in the background"))?;
+        if line == READY {
+            return Ok(());
+        }
+        if let Some(code) = line.strip_prefix(FAILED).and_then(|code| code.parse().ok()) {
+            let text: Vec<String> = said.map_while(Result::ok).collect();
+            return Err(MountError::Background { code, text: text.join("\n") });
+        }
     }
-    read.and_then(|_| lines.read_to_string(&mut text)).map_err(unread)?;
-    let code = first.trim_end().strip_prefix(FAILED).and_then(|code| code.trim().parse().ok());
-    match code {
-        Some(code) => Err(MountError::Background { code, text: text.trim_end().into() }),
-        None => Err(MountError::Background { code: DIED, text: "the process in the background died".into() }),
-    }
+    Err(MountError::Background { code: DIED, text: "the process in the background died without a word".into() })
 }
 
 /// In the child, first of all: leaves the caller's session and process group.
@@ -85,5 +84,5 @@ pub fn ready() -> Result<(), MountError> {
 /// In the child, instead of [`ready`]: hands the words and the exit code to the parent.
 pub fn failed(code: u8, text: &str) {
     // Where nobody listens, nobody can be told.
-    let _ = writeln!(io::stdout(), "{FAILED} {code}\n{text}");
+    let _ = writeln!(io::stdout(), "{FAILED}{code}\n{text}");
 }

@@ -1,14 +1,11 @@
 //! Which images are mounted, and what is left of mounts whose process was killed.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use super::{
     MountError,
     detach::store_of,
-    mountinfo::{self, FSTYPE, MountLine},
+    mountinfo::{self, FSTYPE, MountLine, is_dead},
 };
 use crate::{
     name::{Digest, ImageRef},
@@ -113,9 +110,4 @@ fn from_line(line: &MountLine) -> MountState {
         lease: None,
         life: if is_dead(&line.mountpoint) { Life::DeadMount } else { Life::NoLease },
     }
-}
-
-/// The kernel says so itself when nobody holds the other end of the connection.
-fn is_dead(mountpoint: &Path) -> bool {
-    std::fs::metadata(mountpoint).is_err_and(|cause| cause.kind() == io::ErrorKind::NotConnected)
 }

@@ -36,6 +36,11 @@ pub fn topmost(path: &Path) -> Result<Option<MountLine>, MountError> {
     Ok(read()?.into_iter().rev().find(|line| line.mountpoint == path))
 }
 
+/// Whether nobody holds the other end of this FUSE mount. Asked with statfs(2), which is never answered from a cache.
+pub fn is_dead(mountpoint: &Path) -> bool {
+    matches!(rustix::fs::statfs(mountpoint), Err(rustix::io::Errno::NOTCONN))
+}
+
 fn parse_line(line: &[u8]) -> Option<MountLine> {
     let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
     // A variable number of optional fields stands between the sixth and the dash.

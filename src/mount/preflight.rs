@@ -24,6 +24,7 @@ pub(super) fn mountpoint(path: &Path) -> Result<PathBuf, MountError> {
         return Err(MountError::NotADirectory(absolute));
     }
     match mountinfo::topmost(&absolute)? {
+        Some(_) if mountinfo::is_dead(&absolute) => Err(MountError::DeadMount(absolute)),
         Some(line) if line.fstype == FSTYPE => {
             Err(MountError::AlreadyMounted { mountpoint: absolute, source_name: line.source })
         }
