@@ -341,6 +341,7 @@ fn a_mountpoint_that_cannot_be_one_is_refused_with_its_reason() {
     let mut place = Place::new("puzzlefs-0.2.0");
     let daemon = place.mount("base", 0);
     assert!(matches!(place.refusal(), MountError::AlreadyMounted { .. }));
+    umount(&place.mountpoint, WhenBusy::Refuse).unwrap();
     drop(daemon);
     place.mountpoint = place.store.join("index.json");
     assert!(matches!(place.refusal(), MountError::NotADirectory(_)));
