@@ -192,14 +192,30 @@ fn golden_images_mounted_by_root_list_as_they_must() {
     }
 }
 
+/// `/dev/fuse` as distributions have it, which containers not always do.
+struct DeviceForAll(Permissions);
+
+impl DeviceForAll {
+    fn new() -> Self {
+        let before = fs::metadata("/dev/fuse").unwrap().permissions();
+        fs::set_permissions("/dev/fuse", Permissions::from_mode(0o666)).unwrap();
+        Self(before)
+    }
+}
+
+impl Drop for DeviceForAll {
+    fn drop(&mut self) {
+        let _ = fs::set_permissions("/dev/fuse", self.0.clone());
+    }
+}
+
 /// The others' part of the listing is made by that user, who sees everything but `trusted.` attributes.
 #[test]
 fn golden_images_mounted_by_an_ordinary_user_list_as_they_must() {
     if !can_mount() {
         return;
     }
-    let device_mode = fs::metadata("/dev/fuse").unwrap().permissions();
-    fs::set_permissions("/dev/fuse", Permissions::from_mode(0o666)).unwrap();
+    let _open = DeviceForAll::new();
     for store in trees::STORES {
         let place = Place::new(store);
         place.give_to(NOBODY);
@@ -218,7 +234,6 @@ fn golden_images_mounted_by_an_ordinary_user_list_as_they_must() {
         }
         assert_eq!(place.lease_files(), 0);
     }
-    fs::set_permissions("/dev/fuse", device_mode).unwrap();
 }
 
 fn without_trusted(mut listing: trees::Listing) -> trees::Listing {
