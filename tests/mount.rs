@@ -407,8 +407,8 @@ fn a_damaged_chunk_is_an_error_of_its_readers_alone_and_told_once() {
 fn chunk_of_big_file(place: &Place) -> ChunkId {
     let store = Store::open(&place.store).unwrap();
     let index = store.index().unwrap();
-    let (digest, entries) = pfs::graph::pick(index.document(), &place.image("base").selector).unwrap();
-    let image = pfs::graph::load_image(&store, &digest, entries[0].1.descriptor.kind()).unwrap();
+    let picked = pfs::graph::pick(index.document(), &place.image("base").selector).unwrap();
+    let image = pfs::graph::load_image(&store, &picked.digest, picked.kind).unwrap();
     let view = pfs::tree::View::new(image.rootfs).unwrap();
     let data = view.lookup(1, b"data").unwrap();
     let big = view.lookup(data.ino, b"big.bin").unwrap();

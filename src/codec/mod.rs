@@ -1,6 +1,11 @@
-//! Bytes to bytes: chunk boundaries, compression, Merkle digests.
+//! Bytes to bytes: chunk boundaries, compression, Merkle digests. No I/O.
 
-/// Decodes a whole chunk of at most `limit` bytes.
-pub fn decode_all(_stored: &[u8], limit: u64) -> Result<Vec<u8>, String> {
-    Err(format!("compressed metadata of up to {limit} bytes"))
-}
+mod chunker;
+mod seek_table;
+mod verity;
+mod zstd_seekable;
+
+pub use chunker::{CHUNK_BYTES_MAX, Chunker};
+pub use seek_table::{Frame, SeekTable, SeekTableError, decode_all, decode_frame};
+pub use verity::verity_digest;
+pub use zstd_seekable::{Encoded, Encoder, Encoding};

@@ -117,9 +117,18 @@ pub enum WalkProblem {
     /// It is named by a digest that stores of this program do not have.
     #[error("{0} is not a sha256 digest, so what it needs cannot be known")]
     Algorithm(String),
+    /// It could be read before and cannot now.
+    #[error("the store changes while it is read: {0}")]
+    Changing(String),
     /// Documents refer to documents deeper than anybody would build them.
     #[error("documents refer to each other more than {DEPTH_MAX} levels deep")]
     Depth,
+}
+
+impl WalkError {
+    pub(crate) fn changing(problem: String) -> Self {
+        Self { path: Vec::new(), cause: WalkProblem::Changing(problem) }
+    }
 }
 
 impl From<RootfsProblem> for WalkProblem {
@@ -341,6 +350,11 @@ impl ImageGraph {
     /// Whether the roots need nothing.
     pub fn is_empty(&self) -> bool {
         self.digests.is_empty()
+    }
+
+    /// Every blob that the roots need, in no order.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> {
+        self.digests.iter().copied()
     }
 
     /// The roots, each with its node.

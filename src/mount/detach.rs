@@ -9,12 +9,13 @@ use std::{
 use rustix::{io::Errno, mount::UnmountFlags};
 
 use super::{
-    MountError,
+    Life, MountError, MountState,
+    list::mounts,
     mountinfo::{self, FSTYPE, MountLine},
     preflight,
 };
 use crate::{
-    name::ImageRef,
+    name::{ImageRef, Selector},
     store::{LeaseKind, Store},
 };
 
@@ -47,6 +48,28 @@ pub fn umount(directory: &Path, when_busy: WhenBusy) -> Result<(), MountError> {
         store.remove_dead_lease(&id)?;
     }
     Ok(())
+}
+
+/// Unmounts every mount of an image, and returns where they were. Fails if there is none.
+pub fn umount_image(image: &ImageRef, when_busy: WhenBusy) -> Result<Vec<PathBuf>, MountError> {
+    let store = Store::open(&image.store)?;
+    let of_image = |state: &MountState| {
+        state.store.as_deref() == Some(store.path()) && state.life != Life::DeadLease && shows(state, &image.selector)
+    };
+    let states = mounts(Some(&store))?.into_iter().filter(of_image);
+    let mountpoints: Vec<PathBuf> = states.filter_map(|state| state.mountpoint).collect();
+    if mountpoints.is_empty() {
+        return Err(MountError::NotMounted(image.to_string()));
+    }
+    mountpoints.iter().try_for_each(|mountpoint| umount(mountpoint, when_busy))?;
+    Ok(mountpoints)
+}
+
+fn shows(state: &MountState, selector: &Selector) -> bool {
+    match selector {
+        Selector::Tag(tag) => state.tag.as_deref() == Some(tag.as_str()),
+        Selector::Digest(prefix) => state.manifest.is_some_and(|found| found.to_string().starts_with(prefix)),
+    }
 }
 
 /// The path of a mountpoint, also where a dead mount keeps it from being resolved.

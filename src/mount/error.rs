@@ -88,8 +88,8 @@ pub enum MountError {
         /// Its words.
         text: String,
     },
-    /// Nothing of pfs is mounted there, or nowhere.
-    #[error("no image is mounted on {0}")]
+    /// No image is mounted on that directory, or that image on none.
+    #[error("nothing is mounted: {0}")]
     NotMounted(String),
     /// Something is in use.
     #[error("{} is in use: a process has a file open or its working directory there", .0.display())]

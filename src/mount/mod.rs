@@ -13,7 +13,7 @@ mod options;
 mod preflight;
 mod serve;
 
-pub use detach::{WhenBusy, umount};
+pub use detach::{WhenBusy, umount, umount_image};
 pub use error::MountError;
 pub use list::{Life, MountState, mounts};
 pub use mountinfo::{FSTYPE, MountLine};

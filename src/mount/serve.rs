@@ -102,10 +102,10 @@ fn lease_and_load(
     record.mountpoint = Some(mountpoint.into());
     let held = HeldLease { store: store.clone(), lease: Some(store.take_lease(&guard, &record)?) };
     let index = store.index()?;
-    let (digest, entries) = graph::pick(index.document(), selector)?;
-    let (_, entry) = entries[0];
-    let image = graph::load_image(&**store, &digest, entry.descriptor.kind())?;
-    record.tag = entry.tag.as_ref().map(ToString::to_string);
+    let picked = graph::pick(index.document(), selector)?;
+    let image = graph::load_image(&**store, &picked.digest, picked.kind)?;
+    record.tag =
+        picked.places.iter().find_map(|at| index.document().entries()[*at].tag.as_ref()).map(ToString::to_string);
     record.manifest = Some(image.manifest.0);
     record.rootfs = Some(image.rootfs_id.0);
     if let Some(lease) = &held.lease {

@@ -19,7 +19,7 @@ mod lock;
 mod quarantine;
 
 pub use blobs::{BlobStat, Put, Stored};
-pub use build_session::{BuildSession, Published};
+pub use build_session::{BuildSession, Published, StaleStaging};
 pub use error::StoreError;
 pub use index::IndexSnapshot;
 pub use inventory::{Inventory, Stranger};

@@ -1,0 +1,172 @@
+//! What the collector knows when it plans.
+
+use std::{collections::HashSet, path::PathBuf};
+
+use crate::{
+    format::IndexDocument,
+    graph::{ImageGraph, Root, RootOrigin, WalkError, walk},
+    name::{Digest, MediaKind},
+    observe::{Event, Observer},
+    store::{Inventory, LeaseKind, LeaseState, QuarantinedBlob, StaleStaging, Store, StoreError},
+};
+
+/// Why nothing was collected.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GcError {
+    /// Something that a root needs cannot be read, so what else it needs is unknown.
+    #[error("nothing was freed, because not everything that is needed is known: {0}")]
+    Incomplete(#[source] WalkError),
+    /// The blob directory is a symbolic link: other layouts may use it, and their roots are not known.
+    #[error("{} is reached through a symbolic link, so other layouts may use it; nothing was freed", .0.display())]
+    SharedBlobs(PathBuf),
+    /// A mount has its lease and has not yet said what it needs.
+    #[error("a mount is being set up (lease {0}); nothing was freed")]
+    MountPending(String),
+    /// The filesystem's clock and this machine's disagree, so ages mean nothing.
+    #[error("the filesystem's clock and the system's disagree by {seconds} s; nothing was freed")]
+    Clock {
+        /// By how much.
+        seconds: u64,
+    },
+    /// The store kept changing, so no plan was ever up to date.
+    #[error("the store changes faster than it can be read; nothing more was freed")]
+    Restless,
+    /// The store could not be read or changed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Everything that a plan is made from.
+#[derive(Debug)]
+pub struct Facts {
+    /// What is needed, and as of when.
+    pub marks: Marks,
+    /// What lies in the blob directory.
+    pub inventory: Inventory,
+    /// What lies in quarantine.
+    pub quarantined: Vec<QuarantinedBlob>,
+    /// What dead builds have left in the staging directory.
+    pub stale: Vec<StaleStaging>,
+    /// Blobs that an index we have seen did need: they were published once, so nobody is still uploading them.
+    pub released: HashSet<Digest>,
+}
+
+/// What is needed, with the stamp of what that was derived from.
+#[derive(Debug)]
+pub struct Marks {
+    /// From every root to its leaves.
+    pub graph: ImageGraph,
+    /// What running builds have claimed.
+    pub claims: HashSet<Digest>,
+    stamp: Stamp,
+}
+
+/// The state of the roots: when it is another, the marks are out of date.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    index: Digest,
+    leases: Vec<(String, usize)>,
+}
+
+/// The index to take the roots from.
+#[derive(Debug, Clone, Copy)]
+pub enum Roots<'i> {
+    /// The one on disk.
+    Current,
+    /// An edited one that is not on disk: for plans that are only looked at.
+    Supposed(&'i IndexDocument),
+}
+
+impl Facts {
+    /// Gathers the facts. Writes nothing. Fails if anything that a root needs cannot be read.
+    pub fn gather(store: &Store, roots: Roots<'_>, watch: &dyn Observer) -> Result<Self, GcError> {
+        if let Some(shared) = store.shared_blobs() {
+            return Err(GcError::SharedBlobs(shared.into()));
+        }
+        watch.event(Event::Phase("reading what every image needs"));
+        let marks = Marks::gather(store, roots)?;
+        watch.event(Event::Phase("listing blobs"));
+        let inventory = store.inventory()?;
+        let quarantined = store.quarantined()?;
+        let stale = store.stale_staging()?;
+        let released = released(store, &marks)?;
+        Ok(Self { marks, inventory, quarantined, stale, released })
+    }
+}
+
+impl Marks {
+    /// Walks from the entries of the index and from the live leases.
+    pub fn gather(store: &Store, roots: Roots<'_>) -> Result<Self, GcError> {
+        let index = store.index()?;
+        let leases = store.leases()?;
+        let stamp = Stamp::of(&index.digest(), &leases);
+        let mut graph_roots = match roots {
+            Roots::Current => Root::of_index(index.document()),
+            Roots::Supposed(document) => Root::of_index(document),
+        };
+        for lease in leases.iter().filter(|lease| lease.live) {
+            graph_roots.extend(lease_roots(lease)?);
+        }
+        let graph = walk(store, graph_roots).map_err(GcError::Incomplete)?;
+        let claims = leases.iter().filter(|lease| lease.live).flat_map(|lease| lease.claims.iter().copied()).collect();
+        Ok(Self { graph, claims, stamp })
+    }
+
+    /// Whether index and leases are still those that these marks were derived from.
+    pub fn are_current(&self, store: &Store) -> Result<bool, GcError> {
+        Ok(Stamp::of(&store.index()?.digest(), &store.leases()?) == self.stamp)
+    }
+
+    /// Whether a root or a claim needs this blob.
+    pub fn needs(&self, digest: &Digest) -> bool {
+        self.graph.needs(digest) || self.claims.contains(digest)
+    }
+}
+
+impl Stamp {
+    fn of(index: &Digest, leases: &[LeaseState]) -> Self {
+        let live = leases.iter().filter(|lease| lease.live);
+        Self { index: *index, leases: live.map(|lease| (lease.id.clone(), lease.claims.len())).collect() }
+    }
+}
+
+/// A mount needs its manifest and its rootfs. The lease names both, so that the chunks are known even after somebody has
+/// removed the manifest under the mount.
+fn lease_roots(lease: &LeaseState) -> Result<Vec<Root>, GcError> {
+    let Some(record) = lease.record.as_ref().filter(|record| record.kind == LeaseKind::Mount) else {
+        return Ok(Vec::new());
+    };
+    let (Some(manifest), Some(rootfs)) = (record.manifest, record.rootfs) else {
+        return Err(GcError::MountPending(lease.id.clone()));
+    };
+    let root = |digest, kind| Root {
+        origin: RootOrigin::Lease(lease.id.clone()),
+        digest: crate::format::DescriptorDigest::Sha256(digest),
+        kind,
+    };
+    let mut roots = vec![root(rootfs, MediaKind::Rootfs)];
+    if manifest != rootfs {
+        roots.push(root(manifest, MediaKind::Manifest));
+    }
+    Ok(roots)
+}
+
+/// What the logged indexes needed, as far as it can still be read. An entry that cannot be read any more releases nothing:
+/// its blobs are then collected by age.
+fn released(store: &Store, marks: &Marks) -> Result<HashSet<Digest>, GcError> {
+    let mut released = HashSet::new();
+    let mut seen = HashSet::new();
+    for index in store.index_history()? {
+        for root in Root::of_index(&index) {
+            let crate::format::DescriptorDigest::Sha256(digest) = root.digest else { continue };
+            if marks.graph.needs(&digest) || !seen.insert(digest) {
+                continue;
+            }
+            if let Ok(graph) = walk(store, vec![root]) {
+                released.extend(graph.digests());
+            }
+        }
+    }
+    Ok(released)
+}

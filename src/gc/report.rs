@@ -1,0 +1,81 @@
+//! What a collection did, and what a plan would do, in numbers.
+
+use std::collections::BTreeMap;
+
+use super::{GcPlan, KeepReason, Verdict};
+use crate::name::Digest;
+
+/// What a collection has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GcReport {
+    /// The blobs that were unlinked.
+    pub freed: Vec<Digest>,
+    /// The blobs that went back from quarantine because something needs them.
+    pub restored: Vec<Digest>,
+    /// The bytes that the filesystem gave back.
+    pub freed_bytes: u64,
+    /// How many leases of ended processes were removed.
+    pub dead_leases: u64,
+}
+
+/// What a plan says, added up.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GcSummary {
+    /// Blobs that go.
+    pub go: u64,
+    /// Blobs that return from quarantine.
+    pub restore: u64,
+    /// Blobs that an entry of the index needs, and their bytes.
+    pub needed: (u64, u64),
+    /// Blobs that are too young to tell, and their bytes.
+    pub young: (u64, u64),
+    /// The age of the youngest of them, in seconds.
+    pub youngest_seconds: Option<u64>,
+    /// Blobs that would go but for the limit, and their bytes.
+    pub over_limit: (u64, u64),
+    /// What only mounts and builds hold, by lease.
+    pub held: Vec<HeldBytes>,
+}
+
+/// What a lease keeps although no entry of the index does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldBytes {
+    /// The lease.
+    pub lease: String,
+    /// How many blobs.
+    pub blobs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl GcPlan {
+    /// The plan in numbers.
+    pub fn summary(&self) -> GcSummary {
+        let mut summary = GcSummary::default();
+        let mut held: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+        for blob in self.blobs() {
+            let size = blob.stat.size;
+            match &blob.verdict {
+                Verdict::Condemn | Verdict::Purge => summary.go += 1,
+                Verdict::Restore => summary.restore += 1,
+                Verdict::Keep(KeepReason::Needed) => count(&mut summary.needed, size),
+                Verdict::Keep(KeepReason::LimitReached) => count(&mut summary.over_limit, size),
+                Verdict::Young(age) => {
+                    count(&mut summary.young, size);
+                    summary.youngest_seconds = Some(summary.youngest_seconds.map_or(*age, |least| least.min(*age)));
+                }
+                Verdict::Held(leases) => {
+                    leases.iter().for_each(|lease| count(held.entry(lease.as_str()).or_default(), size));
+                }
+            }
+        }
+        let rows = held.into_iter();
+        summary.held = rows.map(|(lease, (blobs, bytes))| HeldBytes { lease: lease.into(), blobs, bytes }).collect();
+        summary
+    }
+}
+
+fn count(pair: &mut (u64, u64), size: u64) {
+    pair.0 += 1;
+    pair.1 += size;
+}
