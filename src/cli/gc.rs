@@ -8,7 +8,8 @@ use std::{
 };
 
 use pfs::{
-    gc::{self, Facts, GcPlan, GcReport, GcSummary, Policy, Roots, Scope, Verdict},
+    gc::{self, Facts, GcPlan, GcReport, GcSummary, Hold, Holder, Policy, Roots, Scope, Verdict},
+    graph::RootOrigin,
     name::ByteCount,
     store::{LeaseState, Store},
 };
@@ -37,6 +38,13 @@ pub struct Args {
     /// How old a blob must be that no index ever named, as in 30min, 2h, 1d.
     #[arg(long, value_name = "AGE", default_value = "1h", value_parser = duration)]
     min_age: Duration,
+    /// How long a blob waits in quarantine before it goes for good: auto (not at all, or 24 h if something speaks for another
+    /// writer), or as in 2h.
+    #[arg(long, value_name = "AGE", default_value = "auto", value_parser = hold)]
+    hold: Hold,
+    /// Free at once whatever speaks for another writer. What is mounted, pinned or needed again still stays.
+    #[arg(long, conflicts_with = "hold")]
+    now: bool,
     /// Stop when this much is freed, as in 5GiB.
     #[arg(long, value_name = "SIZE")]
     max_freed: Option<ByteCount>,
@@ -46,6 +54,13 @@ pub struct Args {
     /// One JSON document.
     #[arg(long)]
     json: bool,
+}
+
+fn hold(text: &str) -> Result<Hold, String> {
+    match text {
+        "auto" => Ok(Hold::Auto),
+        _ => Ok(Hold::Seconds(duration(text)?.as_secs())),
+    }
 }
 
 /// A number of seconds, or what jiff calls a friendly duration.
@@ -87,10 +102,11 @@ fn collect(context: &Context, args: &Args, path: &Path, documents: &mut Vec<serd
     let policy = Policy {
         min_age_seconds: args.min_age.as_secs(),
         max_freed: args.max_freed.map(|size| size.0),
+        hold: if args.now { Hold::Seconds(0) } else { args.hold },
         scope: Scope::Store,
     };
     let now = context.now_seconds();
-    let facts = Facts::gather(&store, Roots::Current, &watch)?;
+    let facts = Facts::gather(&store, Roots::Current, now, &watch)?;
     let leases = store.leases()?;
     let plan = gc::plan(facts, policy, now);
     let view = PlanView::new(&plan, &leases);
@@ -143,7 +159,7 @@ impl PlanView {
         let mut text = String::new();
         let summary = &self.summary;
         for held in &summary.held {
-            let holder = self.holders.get(&held.lease).map_or(held.lease.as_str(), String::as_str);
+            let holder = self.holder(&held.holder);
             let _ = writeln!(text, "kept: {} in {}: in use by {holder}", bytes(held.bytes), count(held.blobs, "blob"));
         }
         if summary.young.0 > 0 {
@@ -153,6 +169,11 @@ impl PlanView {
                 text,
                 "kept: {size} in {number}: no index ever named them and the newest is {age} old, so they may be an upload (--min-age)"
             );
+        }
+        if summary.waiting.0 > 0 {
+            let (number, size) = (count(summary.waiting.0, "blob"), bytes(summary.waiting.1));
+            let left = age(i64::try_from(summary.waiting_seconds.unwrap_or(0)).unwrap_or(i64::MAX));
+            let _ = writeln!(text, "in quarantine: {size} in {number}: the first may go in {left} (--now frees them)");
         }
         if summary.over_limit.0 > 0 {
             let (number, size) = (count(summary.over_limit.0, "blob"), bytes(summary.over_limit.1));
@@ -165,6 +186,14 @@ impl PlanView {
             let _ = writeln!(text, "{line}");
         }
         text
+    }
+
+    fn holder(&self, holder: &Holder) -> String {
+        match holder {
+            Holder::Build => "a running build".into(),
+            Holder::Root(RootOrigin::Lease(id)) => self.holders.get(id).unwrap_or(id).clone(),
+            Holder::Root(origin) => origin.to_string(),
+        }
     }
 
     fn text(&self, plan: &GcPlan, _report: Option<&GcReport>, quiet: bool) -> String {
@@ -191,7 +220,7 @@ impl PlanView {
             .summary
             .held
             .iter()
-            .map(|held| json!({"lease": held.lease, "by": self.holders.get(&held.lease), "blobs": held.blobs, "bytes": held.bytes}))
+            .map(|held| json!({"by": self.holder(&held.holder), "blobs": held.blobs, "bytes": held.bytes}))
             .collect();
         let condemned = |blob: &&pfs::gc::PlannedBlob| matches!(blob.verdict, Verdict::Condemn | Verdict::Purge);
         let blobs: Vec<_> = plan
