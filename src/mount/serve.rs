@@ -23,9 +23,10 @@ use super::{
     preflight,
 };
 use crate::{
+    format::Rootfs,
     fuse::{Image, Session},
     graph::{self, LoadedImage},
-    name::{ChunkId, ImageRef, Selector},
+    name::{ChunkId, Digest, ImageRef, ManifestId, RootfsId, Selector},
     store::{Lease, LeaseKind, LeaseRecord, Store},
     tree::{ChunkReader, ChunkSource, DamageObserver, View},
 };
@@ -46,6 +47,28 @@ pub struct Mounted {
     session: Session,
     held: HeldLease,
     mountpoint: PathBuf,
+    pins: Pins,
+}
+
+/// The blobs that get a second name, so that the mount survives when a foreign tool unlinks the first.
+struct Pins {
+    store: Arc<Store>,
+    manifest: ManifestId,
+    rootfs_id: RootfsId,
+    rootfs: Arc<Rootfs>,
+}
+
+impl Pins {
+    /// Makes them, in a thread of its own: it may take a second, and a mount works without.
+    fn make(self) {
+        // Without the thread, or where a link is refused, the mount is only less safe from other tools.
+        let _ = thread::Builder::new().name("pfs-pins".into()).spawn(move || {
+            let own = [self.manifest.0, self.rootfs_id.0];
+            let chunks = self.rootfs.chunks().into_iter().map(Digest::from);
+            let blobs: Vec<Digest> = own.into_iter().chain(chunks).collect();
+            let _ = self.store.link_pins(&self.manifest.0, &blobs);
+        });
+    }
 }
 
 /// A lease whose file goes when it does; the store that it is in.
@@ -82,11 +105,13 @@ pub fn mount(request: &MountRequest, now: jiff::Timestamp, on_damage: DamageObse
     let store = Arc::new(Store::open(&request.image.store)?);
     let source = ImageRef { store: store.path().into(), selector: request.image.selector.clone() }.to_string();
     let (held, image) = lease_and_load(&store, &request.image.selector, &mountpoint, now)?;
+    let (manifest, rootfs_id) = (image.manifest, image.rootfs_id);
     let view = View::new(image.rootfs).map_err(|cause| MountError::Tree { image: source.clone(), source: cause })?;
+    let pins = Pins { store: store.clone(), manifest, rootfs_id, rootfs: view.rootfs().clone() };
     let chunks = ChunkReader::new(Box::new(StoreChunks(store)), request.options.verify, on_damage);
     let image = Image::new(Arc::new(view), Arc::new(chunks));
     let session = attach::attach(image, &mountpoint, &source, &request.options)?;
-    let mounted = Mounted { session, held, mountpoint };
+    let mounted = Mounted { session, held, mountpoint, pins };
     mounted.prepare(&request.options)?;
     Ok(mounted)
 }
@@ -131,13 +156,14 @@ impl Mounted {
     /// first look at the mount fails, unmounts. SIGTERM, SIGINT and SIGHUP unmount; where files are open, the mount goes out
     /// of sight and ends with the last of them, and a second signal ends the process at once.
     pub fn serve(self, on_ready: impl FnOnce() -> Result<(), MountError>) -> Result<(), MountError> {
-        let Self { session, held, mountpoint } = self;
+        let Self { session, held, mountpoint, pins } = self;
         let signals = unmount_on_signals(&mountpoint)?;
         let serving = thread::Builder::new().name("pfs-serve".into()).spawn(move || session.run());
         let serving = serving.map_err(MountError::system("start a thread"))?;
         let ready = fs::metadata(&mountpoint).map_err(MountError::system("look at the mount")).and_then(|_| on_ready());
-        if ready.is_err() {
-            detach(&mountpoint, WhenBusy::Detach)?;
+        match ready {
+            Ok(()) => pins.make(),
+            Err(_) => detach(&mountpoint, WhenBusy::Detach)?,
         }
         let served = serving.join().map_err(|_| io::Error::other("a thread panicked")).flatten();
         signals.close();

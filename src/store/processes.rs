@@ -58,7 +58,12 @@ impl Store {
                     let at_layout = at_layout.filter(|_| !harmless);
                     if !blobs.is_empty() || at_layout.is_some() {
                         let name = fs::read_to_string(root.join("comm")).unwrap_or_default().trim().into();
-                        evidence.processes.push(ProcessUse { pid, name, blobs: blobs.into_iter().collect(), at_layout });
+                        evidence.processes.push(ProcessUse {
+                            pid,
+                            name,
+                            blobs: blobs.into_iter().collect(),
+                            at_layout,
+                        });
                     }
                 }
             }
