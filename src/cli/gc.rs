@@ -110,12 +110,12 @@ fn collect(context: &Context, args: &Args, path: &Path, documents: &mut Vec<serd
     let leases = store.leases()?;
     let plan = gc::plan(facts, policy, now);
     let view = PlanView::new(&plan, &leases);
-    let found = view.summary.go > 0 || !plan.stale().is_empty();
+    let found = view.summary.go + view.summary.condemned > 0 || !plan.stale().is_empty();
     if args.dry_run {
         watch.finish();
         match args.json {
             true => documents.push(view.document(&store, &plan, None)),
-            false => print(&view.text(&plan, None, context.globals.quiet))?,
+            false => print(&view.text(&plan, context.globals.quiet))?,
         }
         return Ok(if args.exit_code && found { 4 } else { 0 });
     }
@@ -128,6 +128,8 @@ fn collect(context: &Context, args: &Args, path: &Path, documents: &mut Vec<serd
         document["freed_bytes"] = json!(report.freed_bytes);
         document["freed_blobs"] = json!(report.freed.len());
         document["restored_blobs"] = json!(report.restored.len());
+        document["quarantined_blobs"] = json!(report.held.len());
+        document["quarantined_bytes"] = json!(report.held_bytes);
         documents.push(document);
     } else {
         print(&before.0.done(&report, &before.1, context.globals.quiet))?;
@@ -146,12 +148,13 @@ fn plan_strangers(plan: &GcPlan) -> Vec<String> {
 struct PlanView {
     summary: GcSummary,
     holders: HashMap<String, String>,
+    hold: String,
 }
 
 impl PlanView {
     fn new(plan: &GcPlan, leases: &[LeaseState]) -> Self {
         let holders = leases.iter().filter_map(|lease| Some((lease.id.clone(), holder(lease)?))).collect();
-        Self { summary: plan.summary(), holders }
+        Self { summary: plan.summary(), holders, hold: hold_lines(plan) }
     }
 
     /// Why something stays that a person might wonder about.
@@ -196,22 +199,34 @@ impl PlanView {
         }
     }
 
-    fn text(&self, plan: &GcPlan, _report: Option<&GcReport>, quiet: bool) -> String {
+    fn text(&self, plan: &GcPlan, quiet: bool) -> String {
         if quiet {
             return plan.freed_bytes().to_string() + "\n";
         }
         let needed = format!("needed: {} in {}\n", bytes(self.summary.needed.1), count(self.summary.needed.0, "blob"));
         let stale = stale_line(plan);
-        let freed = format!("would free {} in {}\n", bytes(plan.freed_bytes()), count(self.summary.go, "blob"));
-        needed + &self.kept_lines(&plan_strangers(plan)) + &stale + &freed
+        let freed = match plan.hold_seconds() {
+            0 => format!("would free {} in {}\n", bytes(plan.freed_bytes()), count(self.summary.go, "blob")),
+            _ => format!(
+                "would move {} to quarantine, and free {}\n",
+                count(self.summary.condemned, "blob"),
+                bytes(plan.freed_bytes()),
+            ),
+        };
+        needed + &self.kept_lines(&plan_strangers(plan)) + &self.hold + &stale + &freed
     }
 
     fn done(&self, report: &GcReport, strangers: &[String], quiet: bool) -> String {
         if quiet {
             return report.freed_bytes.to_string() + "\n";
         }
-        let freed = format!("freed {} in {}\n", bytes(report.freed_bytes), count(report.freed.len() as u64, "blob"));
-        self.kept_lines(strangers) + &freed
+        let mut text = self.kept_lines(strangers) + &self.hold;
+        if !report.held.is_empty() {
+            let (number, size) = (count(report.held.len() as u64, "blob"), bytes(report.held_bytes));
+            let _ = writeln!(text, "moved {size} in {number} to quarantine");
+        }
+        let (number, size) = (count(report.freed.len() as u64, "blob"), bytes(report.freed_bytes));
+        text + &format!("freed {size} in {number}\n")
     }
 
     fn document(&self, store: &Store, plan: &GcPlan, report: Option<&GcReport>) -> serde_json::Value {
@@ -236,10 +251,31 @@ impl PlanView {
             "needed": pair(self.summary.needed),
             "young": pair(self.summary.young),
             "over_limit": pair(self.summary.over_limit),
+            "waiting": pair(self.summary.waiting),
+            "hold_seconds": plan.hold_seconds(),
+            "evidence": plan.evidence().iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "unreadable_processes": plan.marks().processes.unreadable,
             "held": held,
             "strangers": plan.strangers().iter().map(|stranger| stranger.path.display().to_string()).collect::<Vec<_>>(),
         })
     }
+}
+
+/// Why condemned blobs wait, if they do.
+fn hold_lines(plan: &GcPlan) -> String {
+    let unreadable = plan.marks().processes.unreadable;
+    let mut text = match unreadable {
+        0 => String::new(),
+        number => format!("note: {} could not be looked into; they may use this store\n", count(number, "process")),
+    };
+    if plan.hold_seconds() > 0 && plan.quarantine_bytes() > 0 {
+        let wait = age(i64::try_from(plan.hold_seconds()).unwrap_or(i64::MAX));
+        let _ = writeln!(text, "what is condemned waits {wait} in quarantine (--now frees it at once):");
+        for evidence in plan.evidence() {
+            let _ = writeln!(text, "  {evidence}");
+        }
+    }
+    text
 }
 
 fn stale_line(plan: &GcPlan) -> String {

@@ -8,8 +8,8 @@ use crate::{
     name::{Digest, MediaKind},
     observe::{Event, Observer},
     store::{
-        ForeignTraces, Inventory, LeaseKind, LeaseRecord, LeaseState, ProcessEvidence, QuarantinedBlob, StalePins, StaleStaging, Store,
-        StoreError,
+        ForeignTraces, Inventory, LeaseKind, LeaseRecord, LeaseState, ProcessEvidence, QuarantinedBlob, StalePins,
+        StaleStaging, Store, StoreError,
     },
 };
 

@@ -125,7 +125,7 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
     let young = judged.iter().filter(|(.., verdict)| matches!(verdict, Verdict::Young(_))).count() as u64;
     let evidence = hold::evidence(&facts.traces, &facts.marks.processes, young, now_seconds);
     let hold_seconds = policy.hold.seconds(&evidence);
-    let mut tally = Tally::new(if whole_store { facts.stale_pins.clone() } else { StalePins::default() });
+    let mut tally = Tally::new(facts.stale_pins.clone());
     let mut condemned = Tally::default();
     let mut blobs = Vec::new();
     for blob in facts.quarantined.iter().filter(|blob| in_scope(&blob.digest)) {
@@ -153,17 +153,14 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
         let newest_max = if facts.released.contains(&digest) { i64::MAX } else { stat.newest_seconds };
         blobs.push(PlannedBlob { digest, stat, verdict, quarantined: None, newest_max });
     }
-    let (stale, stale_pins) = match whole_store {
-        true => (facts.stale, facts.stale_pins),
-        false => (Vec::new(), StalePins::default()),
-    };
+    let stale = if whole_store { facts.stale } else { Vec::new() };
     GcPlan {
         freed_bytes: tally.bytes + stale.iter().map(|stale| stale.bytes).sum::<u64>(),
         quarantine_bytes: condemned.bytes,
         blobs,
         strangers: facts.inventory.strangers,
         stale,
-        stale_pins,
+        stale_pins: facts.stale_pins,
         marks: facts.marks,
         hold_seconds,
         evidence,

@@ -25,8 +25,10 @@ pub struct GcReport {
 /// What a plan says, added up.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GcSummary {
-    /// Blobs that go.
+    /// Blobs that go for good.
     pub go: u64,
+    /// Blobs that go to quarantine and wait there.
+    pub condemned: u64,
     /// Blobs that return from quarantine.
     pub restore: u64,
     /// Blobs that an entry of the index needs, and their bytes.
@@ -64,6 +66,7 @@ impl GcPlan {
         for blob in self.blobs() {
             let size = blob.stat.size;
             match &blob.verdict {
+                Verdict::Condemn if self.hold_seconds() > 0 => summary.condemned += 1,
                 Verdict::Condemn | Verdict::Purge => summary.go += 1,
                 Verdict::Restore => summary.restore += 1,
                 Verdict::Keep(KeepReason::Needed) => count(&mut summary.needed, size),
@@ -82,7 +85,8 @@ impl GcPlan {
             }
         }
         let rows = held.into_iter();
-        summary.held = rows.map(|(holder, (blobs, bytes))| HeldBytes { holder: holder.clone(), blobs, bytes }).collect();
+        summary.held =
+            rows.map(|(holder, (blobs, bytes))| HeldBytes { holder: holder.clone(), blobs, bytes }).collect();
         summary
     }
 }

@@ -60,14 +60,16 @@ struct Pins {
 
 impl Pins {
     /// Makes them, in a thread of its own: it may take a second, and a mount works without.
-    fn make(self) {
+    fn make(self) -> Option<thread::JoinHandle<()>> {
         // Without the thread, or where a link is refused, the mount is only less safe from other tools.
-        let _ = thread::Builder::new().name("pfs-pins".into()).spawn(move || {
+        let make = move || {
             let own = [self.manifest.0, self.rootfs_id.0];
+            let metadata = self.rootfs.metadata_blobs().iter().copied();
             let chunks = self.rootfs.chunks().into_iter().map(Digest::from);
-            let blobs: Vec<Digest> = own.into_iter().chain(chunks).collect();
+            let blobs: Vec<Digest> = own.into_iter().chain(metadata).chain(chunks).collect();
             let _ = self.store.link_pins(&self.manifest.0, &blobs);
-        });
+        };
+        thread::Builder::new().name("pfs-pins".into()).spawn(make).ok()
     }
 }
 
@@ -75,14 +77,17 @@ impl Pins {
 struct HeldLease {
     store: Arc<Store>,
     lease: Option<Lease>,
+    manifest: Option<Digest>,
 }
 
 impl Drop for HeldLease {
     fn drop(&mut self) {
-        if let Some(lease) = self.lease.take() {
-            // A lease file that stays is dead from now on, and any collector removes it.
-            let _ = self.store.release(lease);
+        let Some(lease) = self.lease.take() else { return };
+        // Pins or a lease file that stay are dead from now on, and any collector removes them.
+        if let (Some(manifest), Ok(guard)) = (self.manifest, self.store.lock_exclusive()) {
+            let _ = self.store.remove_pins_of_ending(&guard, &manifest, &lease);
         }
+        let _ = self.store.release(lease);
     }
 }
 
@@ -125,13 +130,17 @@ fn lease_and_load(
     let guard = store.lock_shared()?;
     let mut record = LeaseRecord::of_this_process(LeaseKind::Mount, now);
     record.mountpoint = Some(mountpoint.into());
-    let held = HeldLease { store: store.clone(), lease: Some(store.take_lease(&guard, &record)?) };
+    let lease = Some(store.take_lease(&guard, &record)?);
+    let mut held = HeldLease { store: store.clone(), lease, manifest: None };
     let index = store.index()?;
+    // So that a later collector knows these blobs for published ones. Not being able to note it only makes it patient.
+    let _ = store.log_index(&index);
     let picked = graph::pick(index.document(), selector)?;
     let image = graph::load_image(&**store, &picked.digest, picked.kind)?;
     record.tag =
         picked.places.iter().find_map(|at| index.document().entries()[*at].tag.as_ref()).map(ToString::to_string);
-    record.manifest = Some(image.manifest.0);
+    held.manifest = Some(image.manifest.0);
+    record.manifest = held.manifest;
     record.rootfs = Some(image.rootfs_id.0);
     if let Some(lease) = &held.lease {
         lease.update(&guard, &record)?;
@@ -161,12 +170,16 @@ impl Mounted {
         let serving = thread::Builder::new().name("pfs-serve".into()).spawn(move || session.run());
         let serving = serving.map_err(MountError::system("start a thread"))?;
         let ready = fs::metadata(&mountpoint).map_err(MountError::system("look at the mount")).and_then(|_| on_ready());
-        match ready {
+        let pinning = match ready {
             Ok(()) => pins.make(),
-            Err(_) => detach(&mountpoint, WhenBusy::Detach)?,
-        }
+            Err(_) => {
+                detach(&mountpoint, WhenBusy::Detach)?;
+                None
+            }
+        };
         let served = serving.join().map_err(|_| io::Error::other("a thread panicked")).flatten();
         signals.close();
+        let _ = pinning.map(thread::JoinHandle::join);
         drop(held);
         ready.and(served.map_err(MountError::system("serve the mount")))
     }

@@ -7,7 +7,7 @@ use std::{collections::HashMap, io};
 
 use rustix::fs::FileType;
 
-use super::{ExclusiveGuard, Store, StoreError, disk::Dir, error::At};
+use super::{ExclusiveGuard, Lease, Store, StoreError, disk::Dir, error::At};
 use crate::name::Digest;
 
 /// What pinning came to.
@@ -70,11 +70,19 @@ impl Store {
 
     /// The pins of manifests that no live lease names.
     pub fn stale_pins(&self) -> Result<StalePins, StoreError> {
+        self.stale_pins_but_for(None)
+    }
+
+    /// The same, when the lease `ending` is about to be released.
+    fn stale_pins_but_for(&self, ending: Option<&str>) -> Result<StalePins, StoreError> {
         let dirs = self.pin_dirs()?;
         // The directories first: a mount takes its lease before it pins.
         let leases = self.leases()?;
         let live = |manifest: &Digest| {
-            let records = leases.iter().filter(|lease| lease.live).filter_map(|lease| lease.record.as_ref());
+            let records = leases
+                .iter()
+                .filter(|lease| lease.live && Some(lease.id.as_str()) != ending)
+                .filter_map(|lease| lease.record.as_ref());
             records.filter_map(|record| record.manifest).any(|named| named == *manifest)
         };
         let mut stale = StalePins::default();
@@ -91,10 +99,28 @@ impl Store {
     }
 
     /// Removes the pins of a manifest that no live lease names; gives the bytes that only they held.
-    pub fn remove_stale_pins(&self, _held: &ExclusiveGuard<'_>, manifest: &Digest) -> Result<u64, StoreError> {
-        if !self.stale_pins()?.manifests.contains(manifest) {
-            return Ok(0);
+    pub fn remove_stale_pins(&self, held: &ExclusiveGuard<'_>, manifest: &Digest) -> Result<u64, StoreError> {
+        match self.stale_pins()?.manifests.contains(manifest) {
+            true => self.remove_pins(held, manifest),
+            false => Ok(0),
         }
+    }
+
+    /// Removes the pins of a mount that is ending, unless another live lease names the manifest. Gives the bytes that only they
+    /// held.
+    pub fn remove_pins_of_ending(
+        &self,
+        held: &ExclusiveGuard<'_>,
+        manifest: &Digest,
+        ending: &Lease,
+    ) -> Result<u64, StoreError> {
+        match self.stale_pins_but_for(Some(ending.id()))?.manifests.contains(manifest) {
+            true => self.remove_pins(held, manifest),
+            false => Ok(0),
+        }
+    }
+
+    fn remove_pins(&self, _held: &ExclusiveGuard<'_>, manifest: &Digest) -> Result<u64, StoreError> {
         let Some(dir) = self.pins_of(manifest)? else { return Ok(0) };
         let mut freed = 0;
         for name in dir.names()? {
