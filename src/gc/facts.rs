@@ -7,7 +7,7 @@ use crate::{
     graph::{ImageGraph, Root, RootOrigin, WalkError, walk},
     name::{Digest, MediaKind},
     observe::{Event, Observer},
-    store::{Inventory, LeaseKind, LeaseState, QuarantinedBlob, StaleStaging, Store, StoreError},
+    store::{Inventory, LeaseKind, LeaseRecord, LeaseState, QuarantinedBlob, StaleStaging, Store, StoreError},
 };
 
 /// Why nothing was collected.
@@ -66,7 +66,7 @@ pub struct Marks {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stamp {
     index: Digest,
-    leases: Vec<(String, usize)>,
+    leases: Vec<(String, Option<LeaseRecord>, usize)>,
 }
 
 /// The index to take the roots from.
@@ -127,7 +127,8 @@ impl Marks {
 impl Stamp {
     fn of(index: &Digest, leases: &[LeaseState]) -> Self {
         let live = leases.iter().filter(|lease| lease.live);
-        Self { index: *index, leases: live.map(|lease| (lease.id.clone(), lease.claims.len())).collect() }
+        let leases = live.map(|lease| (lease.id.clone(), lease.record.clone(), lease.claims.len()));
+        Self { index: *index, leases: leases.collect() }
     }
 }
 
