@@ -81,9 +81,8 @@ fn layer_of(room: &str) -> Option<usize> {
 /// Whether a word stands in a line as a whole word.
 fn has_word(line: &str, word: &str) -> bool {
     let is_part = |c: char| c.is_alphanumeric() || c == '_';
-    line.match_indices(word).any(|(at, _)| {
-        !line[..at].ends_with(is_part) && !line[at + word.len()..].starts_with(is_part)
-    })
+    line.match_indices(word)
+        .any(|(at, _)| !line[..at].ends_with(is_part) && !line[at + word.len()..].starts_with(is_part))
 }
 
 /// The rooms that a file imports, with what it imports them for left away: `crate::room` wherever it stands, the
@@ -142,17 +141,20 @@ fn pure_rooms_have_no_io(source: &Source) -> Vec<String> {
     if !PURE.contains(&source.room()) {
         return Vec::new();
     }
-    source.complain("opens no file, reads no clock and no environment", |line| {
-        IMPURE.iter().any(|word| has_word(line, word))
-    })
-    .collect()
+    source
+        .complain("opens no file, reads no clock and no environment", |line| {
+            IMPURE.iter().any(|word| has_word(line, word))
+        })
+        .collect()
 }
 
 fn generated_types_stay_in_wire(source: &Source) -> Vec<String> {
     if source.path == "format/wire.rs" {
         return Vec::new();
     }
-    source.complain("only format::wire names Cap'n Proto", |line| has_word(line, "capnp") || line.contains("_capnp")).collect()
+    source
+        .complain("only format::wire names Cap'n Proto", |line| has_word(line, "capnp") || line.contains("_capnp"))
+        .collect()
 }
 
 fn fuser_stays_in_fuse(source: &Source) -> Vec<String> {
@@ -168,7 +170,9 @@ fn only_cli_speaks(source: &Source) -> Vec<String> {
     }
     const SPEECH: [&str; 8] =
         ["clap", "println!", "eprintln!", "print!", "eprint!", "dbg!", "ExitCode", "process::exit"];
-    source.complain("only cli prints or picks exit codes", |line| SPEECH.iter().any(|word| has_word(line, word))).collect()
+    source
+        .complain("only cli prints or picks exit codes", |line| SPEECH.iter().any(|word| has_word(line, word)))
+        .collect()
 }
 
 fn only_store_opens_stores(source: &Source) -> Vec<String> {
@@ -176,7 +180,9 @@ fn only_store_opens_stores(source: &Source) -> Vec<String> {
         return Vec::new();
     }
     const OPENING: [&str; 5] = ["std::fs", "fs::", "File::open", "OpenOptions", "remove_file"];
-    source.complain("only store touches a store's disk", |line| OPENING.iter().any(|word| has_word(line, word))).collect()
+    source
+        .complain("only store touches a store's disk", |line| OPENING.iter().any(|word| has_word(line, word)))
+        .collect()
 }
 
 fn blobs_leave_only_through_gc(source: &Source) -> Vec<String> {
@@ -243,8 +249,12 @@ fn sources() -> Vec<Source> {
 fn the_house_is_as_the_map_has_it() {
     let sources = sources();
     assert!(sources.len() > 50, "the sources are found");
-    let complaints: Vec<_> =
-        RULES.iter().flat_map(|(_, rule, ..)| sources.iter().flat_map(rule)).collect::<BTreeSet<_>>().into_iter().collect();
+    let complaints: Vec<_> = RULES
+        .iter()
+        .flat_map(|(_, rule, ..)| sources.iter().flat_map(rule))
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
 }
 
@@ -262,7 +272,10 @@ fn rules_let_pass_what_is_allowed() {
         ("cli/x.rs", "use pfs::delete::DeletePlan;\nfn f() { println!(\"https://x\"); }\n"),
         ("format/wire.rs", "use capnp::message;\n"),
         ("gc/x.rs", "self.store.purge(&guard, blob)?;\n"),
-        ("graph/x.rs", "// reads no std::fs\nuse crate::store::Store;\n#[cfg(test)]\nmod tests {\n    use std::fs;\n}\n"),
+        (
+            "graph/x.rs",
+            "// reads no std::fs\nuse crate::store::Store;\n#[cfg(test)]\nmod tests {\n    use std::fs;\n}\n",
+        ),
     ];
     for (path, text) in fine {
         let complaints: Vec<_> = RULES.iter().flat_map(|(_, rule, ..)| rule(&Source::new(path, text))).collect();

@@ -271,7 +271,9 @@ fn claims_made_after_the_plan_hold() {
     let plan = store.plan(at_once()).unwrap();
     let session = store.begin_build(&common::tag("three")).unwrap();
     let before = store.blobs();
-    before.iter().for_each(|digest| drop(session.put(&fs::read(store.blob(digest)).unwrap()).unwrap()));
+    for digest in &before {
+        session.put(&fs::read(store.blob(digest)).unwrap()).unwrap();
+    }
     assert_eq!(apply(plan, &store, now(), &Silent).unwrap().freed, []);
     assert_eq!(store.blobs(), before);
     drop(session);
@@ -386,8 +388,8 @@ fn hard_linked_blobs_count_what_the_filesystem_gives_back() {
     store.untag_foreignly("one");
     let all = store.plan(at_once()).unwrap().freed_bytes();
     let elsewhere = store.beside("cache");
-    let linked = *only_of(&store, "one").first().or(store.plan(at_once()).unwrap().blobs().iter()
-        .find(|blob| blob.verdict == Verdict::Condemn).map(|blob| blob.digest).as_ref()).unwrap();
+    let plan = store.plan(at_once()).unwrap();
+    let linked = plan.blobs().iter().find(|blob| blob.verdict == Verdict::Condemn).unwrap().digest;
     let size = fs::metadata(store.blob(&linked)).unwrap().len();
     fs::hard_link(store.blob(&linked), &elsewhere).unwrap();
     let planned = store.plan(at_once()).unwrap();
@@ -418,7 +420,10 @@ fn a_dry_run_writes_nothing_at_all() {
         let everything = || {
             let files = walkdir::WalkDir::new(&store.path).sort_by_file_name().into_iter().map(Result::unwrap);
             let facts = files.map(|file| (file.path().to_owned(), file.metadata().unwrap()));
-            facts.map(|(path, facts)| (path, facts.ino(), facts.size(), facts.mtime_nsec(), facts.ctime_nsec(), facts.nlink()))
+            facts
+                .map(|(path, facts)| {
+                    (path, facts.ino(), facts.size(), facts.mtime_nsec(), facts.ctime_nsec(), facts.nlink())
+                })
                 .collect::<Vec<_>>()
         };
         let before = everything();

@@ -83,7 +83,10 @@ fn what_a_foreign_tool_untags_is_collected_and_the_rest_reads_back() {
             store.untag_foreignly(gone);
             store.collect(at_once()).unwrap();
             assert_eq!(store.blobs(), common::needed(&store.path), "{name} without {gone}");
-            trees::TAGS.iter().filter(|(tag, _)| *tag != gone).for_each(|(tag, _)| assert_reads_back(&store, tag, name));
+            trees::TAGS
+                .iter()
+                .filter(|(tag, _)| *tag != gone)
+                .for_each(|(tag, _)| assert_reads_back(&store, tag, name));
             assert_sound(&store);
         }
     }

@@ -1,6 +1,11 @@
 //! `pfs gc`.
 
-use std::{collections::HashMap, fmt::Write, path::{Path, PathBuf}, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt::Write,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use pfs::{
     gc::{self, Facts, GcPlan, GcReport, GcSummary, Policy, Roots, Scope, Verdict},

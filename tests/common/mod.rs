@@ -122,7 +122,7 @@ impl TestStore {
 
     /// The sum of the sizes of all files, `.pfs` aside but for what holds blobs in it.
     pub fn blob_bytes(&self) -> u64 {
-        ["blobs", ".pfs/quarantine", ".pfs/tmp"].iter().map(|part| bytes_under(&self.path.join(part))).sum()
+        bytes_under(&["blobs", ".pfs/quarantine", ".pfs/tmp"].map(|part| self.path.join(part)))
     }
 
     /// Everything in the store but what is ours: for each path what it is, and its content.
@@ -365,9 +365,10 @@ pub fn names_in(directory: &Path) -> Vec<String> {
     entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
 }
 
-fn bytes_under(path: &Path) -> u64 {
+/// The bytes of the files in these directories, a file with several names counted once.
+fn bytes_under(places: &[PathBuf]) -> u64 {
     let mut seen = BTreeSet::new();
-    let files = walkdir::WalkDir::new(path).into_iter().filter_map(Result::ok);
+    let files = places.iter().flat_map(walkdir::WalkDir::new).filter_map(Result::ok);
     let facts = files.filter_map(|entry| entry.metadata().ok()).filter(fs::Metadata::is_file);
     facts.filter(|facts| seen.insert(facts.ino())).map(|facts| facts.len()).sum()
 }
