@@ -8,4 +8,5 @@ pub mod codec;
 pub mod format;
 pub mod graph;
 pub mod name;
+pub mod tree;
 pub mod store;

@@ -329,11 +329,15 @@ impl<'a> Inode<'a> {
 impl<'a> Directory<'a> {
     /// Its entries in the order of the message.
     pub fn entries(&self) -> impl Iterator<Item = DirEntry<'a>> + use<'a> {
-        let layer = self.layer;
-        self.entries.iter().map(|entry| {
-            let start = entry.name_start as usize;
-            DirEntry { name: &layer.bytes[start..start + usize::from(entry.name_len)], ino: entry.ino }
-        })
+        let directory = *self;
+        (0..directory.len()).map(move |at| directory.entry(at))
+    }
+
+    /// The entry at this place in the order of the message; panics past the last.
+    pub fn entry(&self, at: usize) -> DirEntry<'a> {
+        let entry = &self.entries[at];
+        let start = entry.name_start as usize;
+        DirEntry { name: &self.layer.bytes[start..start + usize::from(entry.name_len)], ino: entry.ino }
     }
 
     /// How many entries it has in this layer.

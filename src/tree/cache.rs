@@ -1,0 +1,188 @@
+//! What is kept of chunks for the next read: open descriptors, decoded bytes. Both are bounded, and what was not used
+//! since the last round goes first ("second chance").
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::name::ChunkId;
+
+/// A map from chunks to values whose weights add up to no more than a capacity.
+pub(super) struct Bounded<V> {
+    capacity: usize,
+    weight: usize,
+    held: HashMap<ChunkId, Held<V>>,
+    queue: VecDeque<ChunkId>,
+}
+
+struct Held<V> {
+    value: V,
+    weight: usize,
+    used: bool,
+}
+
+impl<V: Clone> Bounded<V> {
+    pub(super) fn new(capacity: usize) -> Self {
+        Self { capacity, weight: 0, held: HashMap::new(), queue: VecDeque::new() }
+    }
+
+    pub(super) fn get(&mut self, chunk: &ChunkId) -> Option<V> {
+        let held = self.held.get_mut(chunk)?;
+        held.used = true;
+        Some(held.value.clone())
+    }
+
+    /// Keeps the value, unless it alone is over the capacity or there is one already.
+    pub(super) fn insert(&mut self, chunk: ChunkId, value: V, weight: usize) {
+        if weight > self.capacity || self.held.contains_key(&chunk) {
+            return;
+        }
+        while self.weight + weight > self.capacity {
+            self.evict_one();
+        }
+        self.weight += weight;
+        self.held.insert(chunk, Held { value, weight, used: false });
+        self.queue.push_back(chunk);
+    }
+
+    fn evict_one(&mut self) {
+        while let Some(oldest) = self.queue.pop_front() {
+            match self.held.get_mut(&oldest) {
+                Some(held) if held.used => {
+                    held.used = false;
+                    self.queue.push_back(oldest);
+                }
+                _ => {
+                    self.weight -= self.held.remove(&oldest).map_or(0, |held| held.weight);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Decoded chunks, bounded by their bytes. However many readers want a chunk that is not there, one of them loads it
+/// and the others wait for it.
+pub(super) struct DecodedChunks {
+    state: Mutex<State>,
+    landed: Condvar,
+}
+
+struct State {
+    decoded: Bounded<Arc<[u8]>>,
+    in_flight: HashSet<ChunkId>,
+}
+
+/// The right to load a chunk. When it goes, by whatever way, the next waiting reader may try.
+struct Flight<'a> {
+    chunks: &'a DecodedChunks,
+    chunk: ChunkId,
+}
+
+impl DecodedChunks {
+    pub(super) fn new(capacity_bytes: usize) -> Self {
+        let state = State { decoded: Bounded::new(capacity_bytes), in_flight: HashSet::new() };
+        Self { state: Mutex::new(state), landed: Condvar::new() }
+    }
+
+    /// The decoded bytes of a chunk, from the cache or from `load`. A failure is not remembered.
+    pub(super) fn get_or_load<E>(
+        &self,
+        chunk: ChunkId,
+        load: impl FnOnce() -> Result<Arc<[u8]>, E>,
+    ) -> Result<Arc<[u8]>, E> {
+        let flight = match self.get_or_depart(chunk) {
+            Ok(bytes) => return Ok(bytes),
+            Err(flight) => flight,
+        };
+        let bytes = load()?;
+        self.lock().decoded.insert(chunk, bytes.clone(), bytes.len());
+        drop(flight);
+        Ok(bytes)
+    }
+
+    fn get_or_depart(&self, chunk: ChunkId) -> Result<Arc<[u8]>, Flight<'_>> {
+        let mut state = self.lock();
+        loop {
+            if let Some(bytes) = state.decoded.get(&chunk) {
+                return Ok(bytes);
+            }
+            if state.in_flight.insert(chunk) {
+                return Err(Flight { chunks: self, chunk });
+            }
+            state = self.landed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        self.chunks.lock().in_flight.remove(&self.chunk);
+        self.chunks.landed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Barrier,
+            atomic::{AtomicUsize, Ordering},
+        },
+        thread,
+    };
+
+    use super::*;
+    use crate::name::Digest;
+
+    fn chunk(number: u8) -> ChunkId {
+        ChunkId(Digest::of(&[number]))
+    }
+
+    #[test]
+    fn the_weight_never_exceeds_the_capacity_and_what_is_used_stays() {
+        let mut cache = Bounded::new(100);
+        for number in 0..50 {
+            cache.insert(chunk(number), number, 30);
+            assert!(cache.weight <= 100);
+            assert_eq!(cache.held.values().map(|held| held.weight).sum::<usize>(), cache.weight);
+            assert_eq!(cache.get(&chunk(0)), Some(0), "used in every round");
+        }
+        cache.insert(chunk(99), 99, 101);
+        assert_eq!(cache.get(&chunk(99)), None, "over the capacity on its own");
+    }
+
+    #[test]
+    fn readers_of_one_chunk_load_it_once() {
+        let (cache, loads, start) = (DecodedChunks::new(1000), AtomicUsize::new(0), Barrier::new(8));
+        let read = || {
+            start.wait();
+            cache.get_or_load(chunk(1), || -> Result<_, ()> {
+                loads.fetch_add(1, Ordering::SeqCst);
+                thread::yield_now();
+                Ok(Arc::from(&b"bytes"[..]))
+            })
+        };
+        thread::scope(|scope| {
+            let readers: Vec<_> = (0..8).map(|_| scope.spawn(read)).collect();
+            readers.into_iter().for_each(|reader| assert_eq!(&*reader.join().unwrap().unwrap(), b"bytes"));
+        });
+        assert_eq!(loads.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_load_that_fails_or_panics_leaves_the_way_free() {
+        let cache = DecodedChunks::new(1000);
+        assert_eq!(cache.get_or_load(chunk(1), || Err("broken")), Err("broken"));
+        let panicked = thread::scope(|scope| {
+            scope.spawn(|| cache.get_or_load(chunk(1), || -> Result<_, ()> { panic!("a test") })).join().is_err()
+        });
+        assert!(panicked);
+        assert_eq!(&*cache.get_or_load(chunk(1), || Ok::<_, ()>(Arc::from(&b"x"[..]))).unwrap(), b"x");
+    }
+}

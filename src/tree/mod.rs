@@ -1,0 +1,18 @@
+//! The filesystem of an image seen from inside: what a path is, and which bytes it has. No FUSE, and no kernel needed to
+//! test it.
+//!
+//! [`View`] answers everything that the metadata can answer, [`ChunkReader`] turns file maps into verified bytes.
+
+mod cache;
+mod chunks;
+mod decode;
+mod error;
+mod layers;
+mod numbers;
+mod view;
+mod walk;
+
+pub use chunks::{ChunkFault, ChunkReader, ChunkSource, DamageObserver, ReadError, Verify};
+pub use error::TreeError;
+pub use view::{FileKind, Node, ROOT_INO, View};
+pub use walk::{Step, Walk};
