@@ -1,4 +1,5 @@
-//! A rootfs message of either version: decoded, every value of it looked at, and what has one layer written and read again.
+//! A rootfs message of either version: decoded, every value of it looked at, written, read again, and
+//! opened as a tree.
 //!
 //! Input: four bytes, the length of the message in little-endian order; the message; the one metadata blob that every
 //! reference of a version 2 message leads to.
@@ -6,7 +7,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pfs::format::{Kind, Layer, Limits, Rootfs};
+use pfs::{
+    format::{Kind, Layer, Limits, Rootfs},
+    tree::View,
+};
 
 const LIMITS: Limits = Limits { message_bytes: 1 << 20 };
 
@@ -24,6 +28,10 @@ fuzz_target!(|input: &[u8]| {
     let again = again.expect("what was written can be decoded");
     assert_eq!(again.chunks(), chunks);
     assert_eq!(again.encode().expect("it was written before"), written);
+    if let Ok(view) = View::new(again) {
+        assert!(view.walk().count() as u64 >= view.inodes());
+        assert!(view.visible_chunks().iter().all(|chunk| chunks.binary_search(chunk).is_ok()));
+    }
 });
 
 fn look_at_inodes(rootfs: &Rootfs, layer: &Layer) {
@@ -36,7 +44,10 @@ fn look_at_inodes(rootfs: &Rootfs, layer: &Layer) {
             Kind::File(map) => {
                 let ends = map.pieces().map(|piece| piece.file_offset + piece.len);
                 assert_eq!(ends.last().unwrap_or(0), map.size());
-                assert!(map.pieces_from(map.size() / 2).all(|piece| layer.chunks()[piece.slot as usize] == piece.blob.chunk));
+                assert!(
+                    map.pieces_from(map.size() / 2)
+                        .all(|piece| layer.chunks()[piece.slot as usize] == piece.blob.chunk)
+                );
             }
             _ => {}
         }
