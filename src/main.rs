@@ -1,3 +1,9 @@
-//! The `pfs` command.
+//! The `pfs` command: see `pfs --help`.
 
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

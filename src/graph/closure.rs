@@ -1,6 +1,7 @@
 //! Questions to a complete graph: what a root needs, and how many need a blob.
 
 use super::{ImageGraph, NodeKind};
+use crate::name::Digest;
 
 /// Everything that one node needs, as sorted blob numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +33,22 @@ impl ImageGraph {
         needs.sort_unstable();
         needs.dedup();
         Closure(needs)
+    }
+
+    /// A document and all documents under it.
+    pub fn family(&self, digest: &Digest) -> Vec<Digest> {
+        let mut family = vec![*digest];
+        let mut open: Vec<usize> = self.node_of(digest).into_iter().collect();
+        while let Some(node) = open.pop() {
+            for child in &self.nodes()[node].children {
+                let digest = self.digest(self.nodes()[*child].blob);
+                if !family.contains(&digest) {
+                    family.push(digest);
+                    open.push(*child);
+                }
+            }
+        }
+        family
     }
 
     /// Per blob, how many images need it themselves. Indexes are no images, and an index needs its own blob only.

@@ -82,12 +82,19 @@ pub struct LoadedImage {
 const DOCUMENT_BYTES_MAX: u64 = 256 << 20;
 const NEAR_MAX: usize = 3;
 
-/// The entries that a selector picks, with their places: all entries with that tag, or all with the one digest that the
-/// prefix stands for. At least one, and all of one digest, or an error.
-pub fn pick<'i>(
-    index: &'i IndexDocument,
-    selector: &Selector,
-) -> Result<(Digest, Vec<(usize, &'i IndexEntry)>), ImageError> {
+/// What a selector picks in an index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picked {
+    /// The one manifest, index or rootfs that it stands for.
+    pub digest: Digest,
+    /// What that is said to be.
+    pub kind: MediaKind,
+    /// The places of the entries: all with that tag, or all with that digest. At least one.
+    pub places: Vec<usize>,
+}
+
+/// Finds the one thing that a selector stands for, or says why there is none.
+pub fn pick(index: &IndexDocument, selector: &Selector) -> Result<Picked, ImageError> {
     let entries = index.entries().iter().enumerate();
     let picked: Vec<_> = entries.filter(|(_, entry)| matches_selector(entry, selector)).collect();
     let mut digests = Vec::new();
@@ -101,7 +108,11 @@ pub fn pick<'i>(
     digests.dedup();
     match digests[..] {
         [] => Err(ImageError::NotFound { selector: selector.clone(), near: near(index, selector) }),
-        [digest] => Ok((digest, picked)),
+        [digest] => Ok(Picked {
+            digest,
+            kind: picked[0].1.descriptor.kind(),
+            places: picked.into_iter().map(|(place, _)| place).collect(),
+        }),
         _ => Err(ImageError::Ambiguous { selector: selector.clone(), found: digests }),
     }
 }

@@ -9,6 +9,6 @@ mod source;
 mod walk;
 
 pub use closure::{Closure, RefCounts};
-pub use image::{ImageError, LoadedImage, load_image, pick};
+pub use image::{ImageError, LoadedImage, Picked, load_image, pick};
 pub use source::{BlobSource, RootfsReferences};
-pub use walk::{ImageGraph, Node, NodeKind, Root, RootOrigin, WalkError, walk};
+pub use walk::{ImageGraph, Node, NodeKind, Root, RootOrigin, WalkError, WalkProblem, walk};

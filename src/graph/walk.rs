@@ -30,6 +30,10 @@ pub enum RootOrigin {
     Entry(usize, Option<Tag>),
     /// A live lease, by its name.
     Lease(String),
+    /// A pin that a person has made, by the tag or digest that was pinned.
+    Pin(String),
+    /// A process that maps a blob or has it open, by number and name.
+    Process(u32, String),
 }
 
 impl fmt::Display for RootOrigin {
@@ -38,6 +42,8 @@ impl fmt::Display for RootOrigin {
             Self::Entry(_, Some(tag)) => write!(f, "tag {tag}"),
             Self::Entry(place, None) => write!(f, "index entry {place}, which has no tag"),
             Self::Lease(id) => write!(f, "lease {id}"),
+            Self::Pin(name) => write!(f, "pin {name}"),
+            Self::Process(pid, name) => write!(f, "process {pid} ({name})"),
         }
     }
 }
@@ -117,9 +123,18 @@ pub enum WalkProblem {
     /// It is named by a digest that stores of this program do not have.
     #[error("{0} is not a sha256 digest, so what it needs cannot be known")]
     Algorithm(String),
+    /// It could be read before and cannot now.
+    #[error("the store changes while it is read: {0}")]
+    Changing(String),
     /// Documents refer to documents deeper than anybody would build them.
     #[error("documents refer to each other more than {DEPTH_MAX} levels deep")]
     Depth,
+}
+
+impl WalkError {
+    pub(crate) fn changing(problem: String) -> Self {
+        Self { path: Vec::new(), cause: WalkProblem::Changing(problem) }
+    }
 }
 
 impl From<RootfsProblem> for WalkProblem {
@@ -341,6 +356,11 @@ impl ImageGraph {
     /// Whether the roots need nothing.
     pub fn is_empty(&self) -> bool {
         self.digests.is_empty()
+    }
+
+    /// Every blob that the roots need, in no order.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> {
+        self.digests.iter().copied()
     }
 
     /// The roots, each with its node.

@@ -11,7 +11,8 @@ use std::{
 };
 
 use super::{
-    Lease, LeaseKind, LeaseRecord, Put, SharedGuard, Store, StoreError, Stored, blobs::holds, disk::Dir, error::At,
+    ExclusiveGuard, Lease, LeaseKind, LeaseRecord, Put, SharedGuard, Store, StoreError, Stored, blobs::holds,
+    disk::Dir, error::At,
 };
 use crate::name::{Digest, Tag};
 
@@ -170,4 +171,60 @@ impl Store {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Something in the staging directory that no live build owns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StaleStaging {
+    /// Its name in `.pfs/tmp/`.
+    pub name: String,
+    /// The bytes in it.
+    pub bytes: u64,
+}
+
+impl Store {
+    /// What dead builds, and programs killed while they edited the index, have left in the staging directory.
+    pub fn stale_staging(&self) -> Result<Vec<StaleStaging>, StoreError> {
+        let Some(temp) = self.existing_state_sub("tmp")? else { return Ok(Vec::new()) };
+        // The names first: a build takes its lease before it makes its directory.
+        let names = temp.names()?;
+        let live: HashSet<String> =
+            self.leases()?.into_iter().filter(|lease| lease.live).map(|lease| lease.id).collect();
+        let names = names.into_iter().filter_map(|name| String::from_utf8(name).ok());
+        names.filter(|name| !live.contains(name)).map(|name| stale(&temp, name)).collect()
+    }
+
+    /// Removes such a thing, unless a live build owns it after all. Gives the bytes that were freed.
+    pub fn remove_stale_staging(&self, _held: &ExclusiveGuard<'_>, name: &str) -> Result<u64, StoreError> {
+        let Some(temp) = self.existing_state_sub("tmp")? else { return Ok(0) };
+        if !self.stale_staging()?.iter().any(|stale| stale.name == name) {
+            return Ok(0);
+        }
+        match temp.stat(name)? {
+            Some(stat) if is_dir(&stat) => self.remove_staging(name),
+            Some(stat) => {
+                temp.unlink(name).at("remove", temp.join(name))?;
+                Ok(stat.stx_size)
+            }
+            None => Ok(0),
+        }
+    }
+}
+
+fn stale(temp: &Dir, name: String) -> Result<StaleStaging, StoreError> {
+    let mut bytes = 0;
+    match temp.stat(&name)? {
+        Some(stat) if is_dir(&stat) => {
+            let dir = temp.sub(&name)?;
+            for file in dir.names()? {
+                bytes += dir.stat(&String::from_utf8_lossy(&file))?.map_or(0, |stat| stat.stx_size);
+            }
+        }
+        stat => bytes += stat.map_or(0, |stat| stat.stx_size),
+    }
+    Ok(StaleStaging { name, bytes })
+}
+
+fn is_dir(stat: &rustix::fs::Statx) -> bool {
+    rustix::fs::FileType::from_raw_mode(stat.stx_mode.into()) == rustix::fs::FileType::Directory
 }

@@ -66,6 +66,16 @@ impl Store {
         Ok(IndexSnapshot { document, digest: Digest::of(bytes) })
     }
 
+    /// Takes entries out of the index: those at the places that `choose` finds in it. `choose` may be called several times, when
+    /// other programs write the index meanwhile.
+    pub fn remove_entries<E: From<StoreError>>(
+        &self,
+        held: &SharedGuard<'_>,
+        mut choose: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
+    ) -> Result<(), E> {
+        self.edit_index(held, |index| Ok(Some(index.without(&choose(index)?)))).map(|_| ())
+    }
+
     /// Replaces the index by what `edit` makes of it: written aside, made durable, then swapped in. What is swapped out
     /// is compared with what was edited; if another program came between, it is swapped back and the edit begins again
     /// with the new text. `edit` may be called several times; `None` from it means that nothing is to be done.

@@ -1,0 +1,126 @@
+//! Checking a store: everything that is wrong with it, with the way from the tag to it. Reports many, changes nothing.
+
+mod finding;
+mod image;
+
+pub use finding::{Finding, Severity};
+
+use std::collections::HashSet;
+
+use crate::{
+    graph::{ImageError, Root, pick, walk},
+    name::{Digest, Selector},
+    observe::{Event, Observer},
+    store::{Inventory, Store, StoreError},
+};
+
+/// What to check.
+#[derive(Debug, Clone, Default)]
+pub struct CheckOptions {
+    /// One image; the whole store if `None`.
+    pub selector: Option<Selector>,
+    /// Hash every blob too.
+    pub data: bool,
+}
+
+/// What a check has found.
+#[derive(Debug, Default)]
+pub struct CheckReport {
+    /// What is worth knowing, in the order in which it was found.
+    pub findings: Vec<Finding>,
+    /// How many entries of the index were looked at.
+    pub entries: u64,
+    /// How many blobs were hashed, and their bytes.
+    pub hashed: (u64, u64),
+}
+
+impl CheckReport {
+    /// Whether nothing is damaged; notices are no damage.
+    pub fn is_sound(&self) -> bool {
+        self.findings.iter().all(|finding| finding.severity != Severity::Damage)
+    }
+}
+
+/// Why a check could not begin.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckError {
+    /// The image to check is not there.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The index or the blob directory cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Checks a store or one image of it.
+pub fn check(store: &Store, options: &CheckOptions, watch: &dyn Observer) -> Result<CheckReport, CheckError> {
+    let index = store.index()?;
+    let inventory = store.inventory()?;
+    let mut roots = Root::of_index(index.document());
+    if let Some(selector) = &options.selector {
+        let picked = pick(index.document(), selector)?;
+        roots = picked.places.into_iter().map(|place| roots[place].clone()).collect();
+    }
+    let mut report = CheckReport { entries: roots.len() as u64, ..CheckReport::default() };
+    let mut needed = HashSet::new();
+    watch.event(Event::Phase("checking images"));
+    for root in roots {
+        let name = root.origin.to_string();
+        match walk(store, vec![root]) {
+            Ok(graph) => {
+                image::check_nodes(store, &graph, &inventory, &name, &mut report.findings);
+                needed.extend(graph.digests());
+            }
+            Err(error) => report.findings.push(Finding::unreadable(&error)),
+        }
+    }
+    if options.selector.is_none() {
+        check_strangers(&inventory, &mut report.findings);
+    }
+    if options.data {
+        check_data(store, options, &inventory, &needed, watch, &mut report)?;
+    }
+    Ok(report)
+}
+
+fn check_strangers(inventory: &Inventory, findings: &mut Vec<Finding>) {
+    for stranger in &inventory.strangers {
+        let subject = stranger.path.display().to_string();
+        let problem = format!("{} among the blobs, which is none of ours and is left alone", stranger.what);
+        findings.push(Finding { severity: Severity::Notice, subject, problem });
+    }
+}
+
+/// Hashes the blobs: of one image those that it needs, else all. A wrong one that nothing needs is garbage, no damage.
+fn check_data(
+    store: &Store,
+    options: &CheckOptions,
+    inventory: &Inventory,
+    needed: &HashSet<Digest>,
+    watch: &dyn Observer,
+    report: &mut CheckReport,
+) -> Result<(), CheckError> {
+    watch.event(Event::Phase("hashing blobs"));
+    let wanted = |digest: &Digest| options.selector.is_none() || needed.contains(digest);
+    let blobs: Vec<_> = inventory.blobs.iter().filter(|(digest, _)| wanted(digest)).collect();
+    for (digest, stat) in &blobs {
+        match store.hash_blob(digest) {
+            Ok(None) => {}
+            Ok(Some(actual)) => {
+                let severity = if needed.contains(digest) { Severity::Damage } else { Severity::Notice };
+                let problem = format!("its bytes have the digest {actual}");
+                report.findings.push(Finding { severity, subject: format!("blob {digest}"), problem });
+            }
+            Err(StoreError::Missing(_)) => {}
+            Err(error) => {
+                let (subject, problem) = (format!("blob {digest}"), error.to_string());
+                report.findings.push(Finding { severity: Severity::Damage, subject, problem });
+            }
+        }
+        report.hashed.0 += 1;
+        report.hashed.1 += stat.size;
+        watch.event(Event::Progress { done: report.hashed.0, total: blobs.len() as u64 });
+    }
+    Ok(())
+}

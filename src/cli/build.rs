@@ -1,0 +1,124 @@
+//! `pfs build`.
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use pfs::{
+    build::{self, BuildOptions, BuildReport},
+    codec::Encoding,
+    name::{ByteCount, ImageRef, Selector},
+    store::Store,
+};
+use serde_json::json;
+
+use super::{
+    Context, Ending, Failure,
+    output::{bytes, count, print, print_json},
+};
+
+/// Build an image of a directory, and tag it.
+///
+/// The image appears at once when everything is on stable storage, or not at all. The store is made if it does not exist.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  pfs build ./rootfs /srv/oci:app\n  pfs build -c ./rootfs /srv/oci:app\n  pfs build -c --frame-size 4KiB ./rootfs /srv/oci:app"
+)]
+pub struct Args {
+    /// The directory.
+    #[arg(value_name = "DIR")]
+    source: PathBuf,
+    /// The tag to give it. A tag that exists moves to the new image.
+    #[arg(value_name = "REF")]
+    reference: String,
+    /// Compress chunks with zstd.
+    #[arg(short, long)]
+    compress: bool,
+    /// How much of a chunk is compressed as one frame.
+    #[arg(long, value_name = "SIZE", requires = "compress")]
+    frame_size: Option<ByteCount>,
+    /// The zstd level.
+    #[arg(long, requires = "compress", value_parser = clap::value_parser!(i32).range(1..=19))]
+    level: Option<i32>,
+    /// One JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(context: &Context, args: Args) -> Ending {
+    act(context, &args).map_err(|failure| failure.json(args.json))
+}
+
+fn act(context: &Context, args: &Args) -> Ending {
+    let reference = context.reference(&args.reference)?;
+    let Selector::Tag(tag) = &reference.selector else {
+        return Err(Failure::usage("an image is built under a tag, STORE:TAG, not under a digest".into()));
+    };
+    let options = BuildOptions { encoding: encoding(args)?, threads: threads() };
+    if !args.source.is_dir() {
+        return Err(Failure::failed(format!("{} is not a directory", args.source.display())));
+    }
+    let store = Store::open_or_create(&reference.store)?;
+    let watch = context.progress(args.json);
+    let mut progress = |done: build::BuildProgress| watch.bytes(done.done_bytes, done.total_bytes);
+    let report = build::build(&args.source, &store, tag, &options, &mut progress)?;
+    watch.finish();
+    match (args.json, context.globals.quiet) {
+        (true, _) => print_json(&document(&reference, &report))?,
+        (false, true) => print(&format!("{}\n", report.manifest.0.to_oci()))?,
+        (false, false) => print(&text(&reference, &report))?,
+    }
+    Ok(0)
+}
+
+fn encoding(args: &Args) -> Result<Encoding, Failure> {
+    if !args.compress {
+        return Ok(Encoding::Plain);
+    }
+    let frame_bytes = match args.frame_size {
+        None => Encoding::FRAME_BYTES_DEFAULT,
+        Some(ByteCount(size)) => u32::try_from(size)
+            .ok()
+            .filter(|size| *size >= 1024)
+            .and_then(|size| size.try_into().ok())
+            .ok_or_else(|| Failure::usage("a frame has 1 KiB to 4 GiB".into()))?,
+    };
+    Ok(Encoding::ZstdSeekable { level: args.level.unwrap_or(Encoding::LEVEL_DEFAULT), frame_bytes })
+}
+
+fn threads() -> NonZeroUsize {
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
+fn text(reference: &ImageRef, report: &BuildReport) -> String {
+    let stats = &report.stats;
+    let mut text = format!(
+        "built {reference} ({}): {} in {}\nnew: {} in {} of {}\n",
+        report.manifest.0.short(),
+        bytes(stats.decoded_bytes),
+        count(stats.files, "file"),
+        bytes(stats.new_chunk_bytes),
+        stats.new_chunks,
+        count(stats.chunks, "chunk"),
+    );
+    if let Some(replaced) = &report.replaced {
+        text += &format!("the tag stood on {} before; pfs gc frees what only that needed\n", replaced.0.short());
+    }
+    text
+}
+
+fn document(reference: &ImageRef, report: &BuildReport) -> serde_json::Value {
+    let stats = &report.stats;
+    json!({
+        "schema": "pfs.build/1",
+        "image": reference.to_string(),
+        "manifest": report.manifest.0,
+        "rootfs": report.rootfs.0,
+        "replaced": report.replaced.map(|replaced| replaced.0),
+        "inodes": stats.inodes,
+        "files": stats.files,
+        "content_bytes": stats.decoded_bytes,
+        "chunks": stats.chunks,
+        "new_chunks": stats.new_chunks,
+        "new_chunk_bytes": stats.new_chunk_bytes,
+        "rootfs_bytes": stats.rootfs_bytes,
+    })
+}

@@ -1,0 +1,125 @@
+//! `pfs delete`.
+
+use std::fmt::Write;
+
+use pfs::{
+    delete::{DeleteOptions, DeletePlan, DeleteReport, KeptBytes, Target},
+    store::Store,
+};
+use serde_json::json;
+
+use super::{
+    Context, Ending,
+    output::{bytes, count, print, print_json},
+};
+
+/// Delete images: remove their tags and free what nothing else needs.
+///
+/// A mounted image is refused; --force removes its tag now and leaves its content until the mount ends.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  pfs delete /srv/oci:app\n  pfs delete -n /srv/oci:app\n  pfs rm /srv/oci:old /srv/oci:older\n  pfs delete --force /srv/oci:app"
+)]
+pub struct Args {
+    /// The images, all of one store.
+    #[arg(value_name = "REF", required = true)]
+    references: Vec<String>,
+    /// Print what would be done, and write nothing.
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Delete in spite of soft conflicts: a tag that is mounted, a digest with several tags.
+    #[arg(short, long)]
+    force: bool,
+    /// A tag that stands on several manifests goes from all of them.
+    #[arg(long)]
+    all: bool,
+    /// Remove the tags only; pfs gc frees their content later.
+    #[arg(long)]
+    keep_blobs: bool,
+    /// One JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(context: &Context, args: Args) -> Ending {
+    delete(context, &args).map_err(|failure| failure.json(args.json))
+}
+
+fn delete(context: &Context, args: &Args) -> Ending {
+    let (path, references) = context.references(&args.references)?;
+    let store = Store::open(&path)?;
+    let watch = context.progress(args.json);
+    let options = DeleteOptions { force: args.force, all: args.all, keep_blobs: args.keep_blobs };
+    let selectors: Vec<_> = references.into_iter().map(|reference| reference.selector).collect();
+    let plan = DeletePlan::new(&store, &selectors, options)?;
+    let now = context.now_seconds();
+    let outcome = if args.dry_run {
+        let freed = match args.keep_blobs {
+            true => (0, 0, Vec::new()),
+            false => {
+                let (freed, kept) = plan.preview(&store, now, &watch)?;
+                (freed.freed_bytes(), freed.summary().go, kept)
+            }
+        };
+        Outcome { dry_run: true, targets: plan.targets().to_vec(), bytes: freed.0, blobs: freed.1, kept: freed.2 }
+    } else {
+        let DeleteReport { untagged, freed, kept } = plan.apply(&store, now, &watch)?;
+        Outcome { dry_run: false, targets: untagged, bytes: freed.freed_bytes, blobs: freed.freed.len() as u64, kept }
+    };
+    watch.finish();
+    match args.json {
+        true => print_json(&outcome.document(&store))?,
+        false => print(&outcome.text(context.globals.quiet))?,
+    }
+    Ok(0)
+}
+
+struct Outcome {
+    dry_run: bool,
+    targets: Vec<Target>,
+    bytes: u64,
+    blobs: u64,
+    kept: Vec<KeptBytes>,
+}
+
+impl Outcome {
+    fn text(&self, quiet: bool) -> String {
+        let (untagged, freed) = if self.dry_run { ("would untag", "would free") } else { ("untagged", "freed") };
+        let mut text = String::new();
+        for target in &self.targets {
+            let digest = target.digest.short();
+            let names: Vec<_> = target.tags.iter().map(ToString::to_string).collect();
+            let names = if names.is_empty() { "an entry without a tag".into() } else { names.join(", ") };
+            let _ = writeln!(text, "{untagged} {names} ({digest})");
+        }
+        if quiet {
+            return text;
+        }
+        let _ = writeln!(text, "{freed} {} in {}", bytes(self.bytes), count(self.blobs, "blob"));
+        for kept in &self.kept {
+            let _ = writeln!(text, "kept {}: needed by {}", bytes(kept.bytes), kept.by);
+        }
+        text
+    }
+
+    fn document(&self, store: &Store) -> serde_json::Value {
+        let untagged: Vec<_> = self
+            .targets
+            .iter()
+            .map(|target| {
+                let tags: Vec<_> = target.tags.iter().map(ToString::to_string).collect();
+                json!({"digest": target.digest, "tags": tags, "entries": target.places.len()})
+            })
+            .collect();
+        let kept: Vec<_> = self.kept.iter().map(|kept| json!({"by": kept.by, "bytes": kept.bytes})).collect();
+        json!({
+            "schema": "pfs.delete/1",
+            "store": store.path(),
+            "dry_run": self.dry_run,
+            "untagged": untagged,
+            "freed_bytes": self.bytes,
+            "freed_blobs": self.blobs,
+            "kept": kept,
+        })
+    }
+}

@@ -1,0 +1,334 @@
+//! How an error of the library becomes an exit code and a hint. One place, one table.
+
+use std::path::PathBuf;
+
+use anstyle::{AnsiColor, Style};
+use pfs::{
+    build::BuildError,
+    check::CheckError,
+    delete::{Conflict, DeleteError},
+    explain::ExplainError,
+    gc::GcError,
+    graph::{ImageError, WalkError, WalkProblem},
+    mount::MountError,
+    name::ReferenceError,
+    store::StoreError,
+};
+
+/// What an error means to whoever called the command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Failed,
+    Usage,
+    PartlyDone,
+    NotAStore,
+    Busy,
+    NotFound,
+    InUse,
+    Refused,
+    Integrity,
+}
+
+impl Kind {
+    const ALL: [Self; 9] = [
+        Self::Failed,
+        Self::Usage,
+        Self::PartlyDone,
+        Self::NotAStore,
+        Self::Busy,
+        Self::NotFound,
+        Self::InUse,
+        Self::Refused,
+        Self::Integrity,
+    ];
+
+    /// The kind that ends with this exit code.
+    fn of_code(code: u8) -> Self {
+        Self::ALL.into_iter().find(|kind| kind.code() == code).unwrap_or(Self::Failed)
+    }
+
+    /// The exit code: a promise to scripts, listed in `pfs --help`.
+    fn code(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::PartlyDone => 3,
+            Self::NotAStore => 10,
+            Self::Busy => 11,
+            Self::NotFound => 12,
+            Self::InUse => 13,
+            Self::Refused => 14,
+            Self::Integrity => 15,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Usage => "usage",
+            Self::PartlyDone => "partly-done",
+            Self::NotAStore => "not-a-store",
+            Self::Busy => "busy",
+            Self::NotFound => "not-found",
+            Self::InUse => "in-use",
+            Self::Refused => "refused",
+            Self::Integrity => "integrity",
+        }
+    }
+}
+
+/// An error, ready for people: a sentence, and hints that can be run.
+#[derive(Debug)]
+pub struct Failure {
+    kind: Kind,
+    error: anyhow::Error,
+    hints: Vec<String>,
+    json: bool,
+}
+
+impl Failure {
+    pub fn new(kind: Kind, error: impl Into<anyhow::Error>) -> Self {
+        Self { kind, error: error.into(), hints: Vec::new(), json: false }
+    }
+
+    pub fn usage(message: String) -> Self {
+        Self::new(Kind::Usage, anyhow::Error::msg(message))
+    }
+
+    pub fn failed(message: String) -> Self {
+        Self::new(Kind::Failed, anyhow::Error::msg(message))
+    }
+
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// Whether the error itself is printed as JSON.
+    #[must_use]
+    pub fn json(mut self, json: bool) -> Self {
+        self.json = json;
+        self
+    }
+
+    pub fn code(&self) -> u8 {
+        self.kind.code()
+    }
+
+    /// The sentence and then the hints, for handing them on.
+    pub fn lines(&self) -> Vec<String> {
+        std::iter::once(self.error.to_string()).chain(self.hints.iter().cloned()).collect()
+    }
+
+    /// What another process of ours said: the lines of its failure.
+    fn relayed(code: u8, text: &str) -> Self {
+        let mut lines = text.lines().map(str::to_owned);
+        let message = lines.next().unwrap_or_default();
+        Self { hints: lines.collect(), ..Self::new(Kind::of_code(code), anyhow::Error::msg(message)) }
+    }
+
+    pub fn print(&self, quiet: bool) {
+        if self.json {
+            let error = serde_json::json!({"error": {
+                "code": self.kind.name(),
+                "exit": self.kind.code(),
+                "message": self.error.to_string(),
+                "hints": self.hints,
+            }});
+            anstream::eprintln!("{error}");
+            return;
+        }
+        let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
+        anstream::eprintln!("{red}error:{red:#} {}", self.error);
+        let cyan = Style::new().fg_color(Some(AnsiColor::Cyan.into()));
+        for hint in self.hints.iter().filter(|_| !quiet) {
+            anstream::eprintln!("{cyan}hint:{cyan:#} {hint}");
+        }
+    }
+}
+
+impl From<ReferenceError> for Failure {
+    fn from(error: ReferenceError) -> Self {
+        Self::new(Kind::Usage, error)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem, StorageFull};
+        let (kind, hint) = match &error {
+            StoreError::NotAStore { .. } => {
+                (Kind::NotAStore, Some("a store is an OCI layout directory; pfs build DIR STORE:TAG makes one".into()))
+            }
+            StoreError::Locked { .. } => (Kind::Busy, Some("try again when the other pfs command has ended".into())),
+            StoreError::IndexBusy { .. } => (Kind::Busy, Some("try again when the other program has ended".into())),
+            StoreError::Missing(_) | StoreError::Damaged { .. } | StoreError::NotAFile { .. } => {
+                (Kind::Integrity, Some("pfs check STORE lists everything that is damaged".into()))
+            }
+            StoreError::Index { path, .. } => (
+                Kind::Integrity,
+                Some(format!("nothing was changed; earlier texts of {} are in .pfs/index-log/", path.display())),
+            ),
+            StoreError::Lease { .. } => (Kind::Refused, Some("pfs mounts lists the leases".into())),
+            StoreError::NoState { .. } => (Kind::Refused, Some("run it as the user that the store belongs to".into())),
+            StoreError::Io { source, .. } if source.kind() == StorageFull => {
+                (Kind::Failed, Some("nothing was published; pfs gc STORE may free some space".into()))
+            }
+            StoreError::Io { source, .. } if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem) => {
+                (Kind::Failed, Some("run it as the user that the store belongs to".into()))
+            }
+            _ => (Kind::Failed, None),
+        };
+        Self { kind, error: error.into(), hints: hint.into_iter().collect(), json: false }
+    }
+}
+
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Self {
+        match error {
+            ImageError::Store(error) => error.into(),
+            ImageError::NotFound { ref near, .. } => {
+                let hint = match &near[..] {
+                    [] => "pfs ls STORE lists the tags".into(),
+                    near => format!("did you mean {}?", near.join(", or ")),
+                };
+                Self::new(Kind::NotFound, error).hint(hint)
+            }
+            ImageError::Ambiguous { .. } => Self::new(Kind::Refused, error)
+                .hint("name one of them by its digest, STORE@sha256:PREFIX; pfs delete --all takes them all"),
+            ImageError::NotPuzzlefs { .. } => {
+                Self::new(Kind::Failed, error).hint("pfs ls STORE tells what its entries are")
+            }
+            ImageError::Manifest { .. } | ImageError::Rootfs { .. } | ImageError::Algorithm(_) => {
+                Self::new(Kind::Integrity, error).hint("pfs check STORE lists everything that is damaged")
+            }
+            _ => Self::new(Kind::Failed, error),
+        }
+    }
+}
+
+impl From<WalkError> for Failure {
+    fn from(error: WalkError) -> Self {
+        let kind = match &error.cause {
+            WalkProblem::Store(StoreError::Missing(_) | StoreError::Damaged { .. } | StoreError::NotAFile { .. })
+            | WalkProblem::Format(_) => Kind::Integrity,
+            WalkProblem::Store(_) => Kind::Failed,
+            _ => Kind::Refused,
+        };
+        Self::new(kind, error).hint("pfs check STORE lists everything that is damaged")
+    }
+}
+
+impl From<ExplainError> for Failure {
+    fn from(error: ExplainError) -> Self {
+        match error {
+            ExplainError::Image(error) => error.into(),
+            ExplainError::Walk(error) => error.into(),
+            ExplainError::Store(error) => error.into(),
+            error => Self::new(Kind::Integrity, error),
+        }
+    }
+}
+
+impl From<CheckError> for Failure {
+    fn from(error: CheckError) -> Self {
+        match error {
+            CheckError::Image(error) => error.into(),
+            CheckError::Store(error) => error.into(),
+            error => Self::new(Kind::Failed, error),
+        }
+    }
+}
+
+impl From<BuildError> for Failure {
+    fn from(error: BuildError) -> Self {
+        match error {
+            BuildError::Store(error) => error.into(),
+            error => Self::new(Kind::Failed, error),
+        }
+    }
+}
+
+impl From<MountError> for Failure {
+    fn from(error: MountError) -> Self {
+        let umount = |path: &PathBuf| format!("pfs umount {}", path.display());
+        let (kind, hint) = match &error {
+            MountError::NoMountpoint(path) => (Kind::Failed, Some(format!("mkdir {}", path.display()))),
+            MountError::AlreadyMounted { mountpoint, .. } => (Kind::InUse, Some(umount(mountpoint))),
+            MountError::DeadMount(path) => (Kind::Failed, Some(umount(path))),
+            MountError::NoDevice => (Kind::Failed, Some("modprobe fuse".into())),
+            MountError::DeviceRefused(_) => (Kind::Failed, Some("chmod 666 /dev/fuse, as root".into())),
+            MountError::NoHelper => (Kind::Failed, Some("apt-get install fuse3".into())),
+            MountError::Helper(said) if said.contains("user_allow_other") => {
+                (Kind::Failed, Some("add a line user_allow_other to /etc/fuse.conf, as root".into()))
+            }
+            MountError::Option(_) => (Kind::Usage, Some("pfs mount --help lists the options".into())),
+            MountError::Tree { .. } => {
+                (Kind::Integrity, Some("pfs check STORE lists everything that is damaged".into()))
+            }
+            MountError::NotMounted(_) => (Kind::Failed, Some("pfs mounts lists what is mounted".into())),
+            MountError::Busy(path) => (Kind::InUse, Some(format!("pfs umount --lazy {}", path.display()))),
+            MountError::StillServing(_) => (Kind::InUse, Some("it ends when the last file is closed".into())),
+            _ => (Kind::Failed, None),
+        };
+        match error {
+            MountError::Store(error) => error.into(),
+            MountError::Image(error) => error.into(),
+            MountError::Background { code, text } => Self::relayed(code, &text),
+            error => Self { kind, error: error.into(), hints: hint.into_iter().collect(), json: false },
+        }
+    }
+}
+
+impl From<GcError> for Failure {
+    fn from(error: GcError) -> Self {
+        match error {
+            GcError::Store(error) => error.into(),
+            GcError::Incomplete(_) => Self::new(Kind::Refused, error)
+                .hint("pfs check STORE says what is damaged; pfs delete --keep-blobs STORE:TAG takes a damaged image out of the way"),
+            GcError::SharedBlobs(_) => Self::new(Kind::Refused, error)
+                .hint("collect in a store whose blobs/sha256 is a directory of its own"),
+            GcError::MountPending(_) | GcError::Restless => Self::new(Kind::Busy, error).hint("try again"),
+            GcError::Clock { .. } => Self::new(Kind::Refused, error).hint("set the clock, or wait until both agree"),
+            error => Self::new(Kind::Failed, error),
+        }
+    }
+}
+
+impl From<DeleteError> for Failure {
+    fn from(error: DeleteError) -> Self {
+        match error {
+            DeleteError::Image(error) => error.into(),
+            DeleteError::Gc(error) => error.into(),
+            DeleteError::Conflict(conflict) => conflict.into(),
+            DeleteError::UntaggedOnly(_) => Self::new(Kind::PartlyDone, error).hint("pfs gc STORE frees it later"),
+            DeleteError::Changed => Self::new(Kind::Busy, error).hint("look at pfs ls STORE, then try again"),
+            error => Self::new(Kind::Failed, error),
+        }
+    }
+}
+
+impl From<Conflict> for Failure {
+    fn from(conflict: Conflict) -> Self {
+        let first = |at: &[pfs::delete::MountedAt]| at.first().map(|at| at.mountpoint.clone()).unwrap_or_default();
+        let umount = |path: PathBuf| format!("pfs umount {}", path.display());
+        match conflict {
+            Conflict::Mounted { ref at, .. } => {
+                let hint = format!(
+                    "{} && pfs delete again, or --force to untag it now and free its chunks after unmount",
+                    umount(first(at))
+                );
+                Self::new(Kind::InUse, conflict).hint(hint)
+            }
+            Conflict::DigestMounted { ref at, .. } => {
+                let hint = umount(first(at));
+                Self::new(Kind::InUse, conflict).hint(hint)
+            }
+            Conflict::SeveralTags { .. } => {
+                Self::new(Kind::InUse, conflict).hint("name one tag to remove only that, or --force to remove them all")
+            }
+            conflict => Self::new(Kind::InUse, conflict),
+        }
+    }
+}

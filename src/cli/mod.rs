@@ -1,0 +1,185 @@
+//! The command line: the only room that speaks to people, picks exit codes, or asks for the time and the environment.
+//!
+//! One file a command, each of one shape: parse, open, act, print.
+
+mod build;
+mod check;
+mod delete;
+mod failure;
+mod gc;
+mod inspect;
+mod ls;
+mod mount;
+mod mounts;
+mod output;
+mod progress;
+mod refs;
+mod umount;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use failure::Failure;
+use pfs::{
+    name::{ImageRef, ReferenceError},
+    store::Store,
+};
+
+/// How a command ends when nothing goes wrong: an exit code, 0 for done.
+type Ending = Result<u8, Failure>;
+
+#[derive(Parser)]
+#[command(
+    name = "pfs",
+    version,
+    about = "Mounts, counts, deletes and collects puzzlefs images without losing a chunk that anything still needs",
+    after_help = "A reference is STORE:TAG or STORE@sha256:PREFIX, or just TAG with -s STORE or PFS_STORE.\n\n\
+        Examples:\n  pfs build ./rootfs /srv/oci:app\n  pfs mount /srv/oci:app /mnt/app\n  pfs umount /mnt/app\n  \
+        pfs delete /srv/oci:app\n  pfs gc -n /srv/oci\n\n\
+        Exit codes: 0 done, 1 failed, 2 usage, 3 partly done, 4 findings, 10 not a store, 11 locked or busy,\n\
+        12 no such tag or digest, 13 in use, 14 refused for safety, 15 integrity failure."
+)]
+struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Args)]
+struct Globals {
+    /// The store that a bare TAG is looked for in.
+    #[arg(short, long, global = true, value_name = "STORE", env = "PFS_STORE")]
+    store: Option<PathBuf>,
+    /// No progress, no hints; only what was asked for.
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// When to use colour.
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
+    color: Color,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Build(build::Args),
+    #[command(visible_alias = "images")]
+    Ls(ls::Args),
+    Inspect(inspect::Args),
+    Mount(mount::Args),
+    #[command(visible_alias = "unmount")]
+    Umount(umount::Args),
+    Mounts(mounts::Args),
+    #[command(visible_aliases = ["rm", "rmi"])]
+    Delete(delete::Args),
+    Gc(gc::Args),
+    Refs(refs::Args),
+    #[command(visible_aliases = ["fsck", "verify"])]
+    Check(check::Args),
+}
+
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match cli.globals.color {
+        Color::Auto => {}
+        Color::Always => colorchoice::ColorChoice::Always.write_global(),
+        Color::Never => colorchoice::ColorChoice::Never.write_global(),
+    }
+    let context = Context { globals: cli.globals };
+    match context.run(cli.command) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            failure.print(context.globals.quiet);
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+/// Help and version go to stdout with code 0, everything else to stderr with code 2.
+fn usage(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// What every command gets.
+struct Context {
+    globals: Globals,
+}
+
+impl Context {
+    fn run(&self, command: Command) -> Ending {
+        match command {
+            Command::Build(args) => build::run(self, args),
+            Command::Ls(args) => ls::run(self, args),
+            Command::Inspect(args) => inspect::run(self, args),
+            Command::Mount(args) => mount::run(self, args),
+            Command::Umount(args) => umount::run(self, args),
+            Command::Mounts(args) => mounts::run(self, args),
+            Command::Delete(args) => delete::run(self, args),
+            Command::Gc(args) => gc::run(self, args),
+            Command::Refs(args) => refs::run(self, args),
+            Command::Check(args) => check::run(self, args),
+        }
+    }
+
+    /// Takes a reference apart.
+    fn reference(&self, text: &str) -> Result<ImageRef, ReferenceError> {
+        ImageRef::parse(text, self.globals.store.as_deref())
+    }
+
+    /// Takes several references apart, which must be of one store.
+    fn references(&self, texts: &[String]) -> Result<(PathBuf, Vec<ImageRef>), Failure> {
+        let references = texts.iter().map(|text| self.reference(text)).collect::<Result<Vec<_>, _>>()?;
+        let store = references.first().map(|first| first.store.clone()).unwrap_or_default();
+        match references.iter().find(|reference| reference.store != store) {
+            Some(other) => Err(Failure::usage(format!("{} and {} are of different stores", references[0], other))),
+            None => Ok((store, references)),
+        }
+    }
+
+    /// Opens the store that was named, or the one that is set.
+    fn open(&self, named: Option<&PathBuf>) -> Result<Store, Failure> {
+        let path = named.or(self.globals.store.as_ref());
+        let path = path.ok_or_else(|| Failure::usage("which store? Name it, or set PFS_STORE".into()))?;
+        Ok(Store::open(path)?)
+    }
+
+    fn progress(&self, json: bool) -> progress::Progress {
+        progress::Progress::new(self.globals.quiet || json)
+    }
+
+    /// The time by this machine's clock, in seconds since 1970.
+    fn now_seconds(&self) -> i64 {
+        jiff::Timestamp::now().as_second()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_help_text_ends_with_examples() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Examples:\n  pfs "), "{}", command.get_name());
+        }
+    }
+}

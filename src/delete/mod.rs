@@ -1,0 +1,196 @@
+//! Deleting images: decide what may go, take its names out of the index, and let `gc` say what falls free.
+//!
+//! Order: the index first, blobs after. A delete that is interrupted leaves an image that is gone by name and whose blobs the
+//! next collection frees.
+
+mod conflict;
+mod request;
+
+use std::collections::{BTreeMap, HashSet};
+
+pub use conflict::{Conflict, MountedAt};
+pub use request::{DeleteError, DeleteOptions, Target};
+
+use crate::{
+    format::IndexDocument,
+    gc::{self, Facts, GcError, GcPlan, GcReport, Policy, Roots, Scope},
+    graph::{ImageGraph, Root, RootOrigin, walk},
+    name::{Digest, Selector},
+    observe::Observer,
+    store::{Store, StoreError},
+};
+
+/// A deletion that has been decided and not yet begun.
+#[derive(Debug)]
+pub struct DeletePlan {
+    targets: Vec<Target>,
+    edited: IndexDocument,
+    scope: HashSet<Digest>,
+    options: DeleteOptions,
+}
+
+/// What a deletion did, or would do.
+#[derive(Debug)]
+pub struct DeleteReport {
+    /// The names that went, with what they stood for.
+    pub untagged: Vec<Target>,
+    /// What was freed.
+    pub freed: GcReport,
+    /// The bytes that stay, by what still needs them.
+    pub kept: Vec<KeptBytes>,
+}
+
+/// Bytes of a deleted image that stay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptBytes {
+    /// What needs them, as in "tag app:v2".
+    pub by: String,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+impl DeletePlan {
+    /// Decides. Writes nothing; fails with the first conflict that nobody has overridden.
+    pub fn new(store: &Store, selectors: &[Selector], options: DeleteOptions) -> Result<Self, DeleteError> {
+        if let (Some(shared), false) = (store.shared_blobs(), options.keep_blobs) {
+            return Err(GcError::SharedBlobs(shared.into()).into());
+        }
+        let index = store.index()?;
+        let targets = request::resolve(index.document(), selectors, &options)?;
+        let places: Vec<usize> = targets.iter().flat_map(|target| target.places.iter().copied()).collect();
+        let edited = index.document().without(&places);
+        let leases = store.leases()?;
+        let graph = match walk(store, Root::of_index(index.document())) {
+            Ok(graph) => Some(graph),
+            Err(cause) if options.keep_blobs => {
+                // Only names go, so what else cannot be read does not matter, as long as the deleted images can.
+                drop(cause);
+                None
+            }
+            Err(cause) => {
+                walk(store, Root::of_index(&edited)).map_err(|_| GcError::Incomplete(cause))?;
+                None
+            }
+        };
+        conflict::check(&targets, &edited, graph.as_ref(), &leases, &options)?;
+        let scope = needed_by(store, index.document(), &targets);
+        Ok(Self { targets, edited, scope, options })
+    }
+
+    /// What is to be untagged.
+    pub fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
+    /// What freeing would do after the untag, as a plan of the collector that must only be looked at.
+    pub fn preview(
+        &self,
+        store: &Store,
+        now_seconds: i64,
+        watch: &dyn Observer,
+    ) -> Result<(GcPlan, Vec<KeptBytes>), GcError> {
+        let mut facts = Facts::gather(store, Roots::Supposed(&self.edited), now_seconds, watch)?;
+        facts.released.extend(&self.scope);
+        let kept = kept(&facts.marks.graph, &self.scope, &facts);
+        Ok((gc::plan(facts, self.policy(), now_seconds), kept))
+    }
+
+    /// Untags, then frees what nothing else needs.
+    pub fn apply(self, store: &Store, now_seconds: i64, watch: &dyn Observer) -> Result<DeleteReport, DeleteError> {
+        self.untag(store)?;
+        let (freed, kept) = match self.options.keep_blobs {
+            true => (GcReport::default(), Vec::new()),
+            false => self.free(store, now_seconds, watch).map_err(DeleteError::UntaggedOnly)?,
+        };
+        Ok(DeleteReport { untagged: self.targets, freed, kept })
+    }
+
+    fn untag(&self, store: &Store) -> Result<(), DeleteError> {
+        let guard = store.lock_shared()?;
+        let wanted: Vec<(Selector, Digest)> =
+            self.targets.iter().map(|target| (target.selector.clone(), target.digest)).collect();
+        store.remove_entries(&guard, |index| -> Result<_, DeleteError> {
+            let now = request::resolve(
+                index,
+                &wanted.iter().map(|(selector, _)| selector.clone()).collect::<Vec<_>>(),
+                &self.options,
+            )?;
+            let same = now.iter().map(|target| target.digest).eq(self.targets.iter().map(|target| target.digest));
+            let places = |targets: &[Target]| targets.iter().map(|target| target.places.len()).collect::<Vec<_>>();
+            if !same || places(&now) != places(&self.targets) {
+                return Err(DeleteError::Changed);
+            }
+            Ok(now.into_iter().flat_map(|target| target.places).collect())
+        })
+    }
+
+    fn free(
+        &self,
+        store: &Store,
+        now_seconds: i64,
+        watch: &dyn Observer,
+    ) -> Result<(GcReport, Vec<KeptBytes>), GcError> {
+        let mut facts = Facts::gather(store, Roots::Current, now_seconds, watch)?;
+        facts.released.extend(&self.scope);
+        let kept = kept(&facts.marks.graph, &self.scope, &facts);
+        let plan = gc::plan(facts, self.policy(), now_seconds);
+        Ok((gc::apply(plan, store, now_seconds, watch)?, kept))
+    }
+
+    fn policy(&self) -> Policy {
+        Policy { scope: Scope::Only(self.scope.clone()), ..Policy::default() }
+    }
+}
+
+/// Everything that the targets need, as far as it can be read: an image whose rootfs is damaged can be deleted too, and what
+/// is then not found here falls to a later collection.
+fn needed_by(store: &Store, index: &IndexDocument, targets: &[Target]) -> HashSet<Digest> {
+    let roots = Root::of_index(index);
+    let mut needed = HashSet::new();
+    for target in targets {
+        needed.insert(target.digest);
+        for place in &target.places {
+            if let Ok(graph) = walk(store, vec![roots[*place].clone()]) {
+                needed.extend(graph.digests());
+            }
+        }
+    }
+    needed
+}
+
+/// Which of the blobs in `scope` stay, and what needs them. A blob that several roots need is counted for the first.
+fn kept(graph: &ImageGraph, scope: &HashSet<Digest>, facts: &Facts) -> Vec<KeptBytes> {
+    let mut rows: BTreeMap<(RootOrder, String), u64> = BTreeMap::new();
+    let mut counted = vec![false; graph.len()];
+    for (root, node) in graph.roots() {
+        for blob in graph.closure(&[*node]).0 {
+            let digest = graph.digest(blob);
+            if scope.contains(&digest) && !std::mem::replace(&mut counted[blob as usize], true) {
+                let size = facts.inventory.get(&digest).map_or(0, |stat| stat.size);
+                *rows.entry((RootOrder::of(&root.origin), root.origin.to_string())).or_default() += size;
+            }
+        }
+    }
+    rows.into_iter().map(|((_, by), bytes)| KeptBytes { by, bytes }).filter(|row| row.bytes > 0).collect()
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum RootOrder {
+    Entry,
+    Other,
+}
+
+impl RootOrder {
+    fn of(origin: &RootOrigin) -> Self {
+        match origin {
+            RootOrigin::Entry(..) => Self::Entry,
+            RootOrigin::Lease(_) | RootOrigin::Pin(_) | RootOrigin::Process(..) => Self::Other,
+        }
+    }
+}
+
+impl From<StoreError> for DeleteError {
+    fn from(error: StoreError) -> Self {
+        Self::Gc(GcError::Store(error))
+    }
+}

@@ -1,0 +1,179 @@
+//! Carrying a plan out, in small batches under the exclusive lock.
+//!
+//! The race: between the walk and a rename somebody may mount an image, finish a build, or write an index that needs a blob of
+//! the plan. So every batch first compares index and leases with the stamp of the marks, under the lock that mounts and
+//! builds take shared. If they are others, the lock is let go, everything is walked again, and the batch begins anew. What other
+//! programs write in spite of the lock is caught by a last look before the purge, when all of it can still go back.
+
+use super::{Facts, GcError, GcPlan, GcReport, Marks, PlannedBlob, Policy, Roots, Verdict, plan};
+use crate::{
+    name::Digest,
+    observe::{Event, Observer},
+    store::{ExclusiveGuard, QuarantinedBlob, Store},
+};
+
+/// So many blobs move or go while the lock is held once: a few milliseconds.
+const BATCH: usize = 256;
+/// How often the marks are made anew before the collector gives up.
+const REMARKS_MAX: u32 = 32;
+const CLOCK_SKEW_SECONDS_MAX: u64 = 300;
+
+/// Gathers, plans and applies.
+pub fn collect(store: &Store, policy: Policy, now_seconds: i64, watch: &dyn Observer) -> Result<GcReport, GcError> {
+    let facts = Facts::gather(store, Roots::Current, now_seconds, watch)?;
+    apply(plan(facts, policy, now_seconds), store, now_seconds, watch)
+}
+
+/// Applies a plan. Becomes the store's collector first, or fails with [`crate::store::StoreError::Locked`].
+pub fn apply(plan: GcPlan, store: &Store, now_seconds: i64, watch: &dyn Observer) -> Result<GcReport, GcError> {
+    let _collector = store.lock_collector()?;
+    check_clock(store, now_seconds)?;
+    let epoch = epoch_name(now_seconds);
+    let mut run = Run { store, watch, now_seconds, marks: plan.marks, remarks: 0, report: GcReport::default() };
+    run.remove_stale_pins(&plan.stale_pins.manifests)?;
+    let (condemned, in_quarantine): (Vec<_>, Vec<_>) = plan
+        .blobs
+        .into_iter()
+        .filter(|blob| matches!(blob.verdict, Verdict::Condemn | Verdict::Purge | Verdict::Restore))
+        .partition(|blob| blob.verdict == Verdict::Condemn);
+    let mut quarantined: Vec<_> = in_quarantine.into_iter().filter_map(|blob| blob.quarantined).collect();
+    let moved = run.condemn(&condemned, &epoch)?;
+    run.refresh()?;
+    match plan.hold_seconds {
+        0 => quarantined.extend(moved),
+        _ => run.hold(moved)?,
+    }
+    run.purge(quarantined)?;
+    store.log_index(&store.index()?)?;
+    run.tidy(&plan.stale.iter().map(|stale| stale.name.clone()).collect::<Vec<_>>())?;
+    Ok(run.report)
+}
+
+fn check_clock(store: &Store, now_seconds: i64) -> Result<(), GcError> {
+    let seconds = store.clock_seconds()?.abs_diff(now_seconds);
+    if seconds > CLOCK_SKEW_SECONDS_MAX {
+        return Err(GcError::Clock { seconds });
+    }
+    Ok(())
+}
+
+/// Unique enough: one collector at a time, and blobs of two runs in one epoch would do no harm.
+fn epoch_name(now_seconds: i64) -> String {
+    format!("{now_seconds}-{}", std::process::id())
+}
+
+struct Run<'s> {
+    store: &'s Store,
+    watch: &'s dyn Observer,
+    now_seconds: i64,
+    marks: Marks,
+    remarks: u32,
+    report: GcReport,
+}
+
+impl<'s> Run<'s> {
+    /// The exclusive lock, together with marks that are up to date while it is held.
+    fn lock_with_current_marks(&mut self) -> Result<ExclusiveGuard<'s>, GcError> {
+        loop {
+            let guard = self.store.lock_exclusive()?;
+            if self.marks.are_current(self.store)? {
+                return Ok(guard);
+            }
+            drop(guard);
+            self.remark()?;
+        }
+    }
+
+    /// Marks that were up to date a moment ago. Other programs do not know the lock, so they may have changed the index
+    /// since the last batch.
+    fn refresh(&mut self) -> Result<(), GcError> {
+        while !self.marks.are_current(self.store)? {
+            self.remark()?;
+        }
+        Ok(())
+    }
+
+    fn remark(&mut self) -> Result<(), GcError> {
+        self.remarks += 1;
+        if self.remarks > REMARKS_MAX {
+            return Err(GcError::Restless);
+        }
+        self.marks = Marks::gather(self.store, Roots::Current, self.now_seconds)?;
+        Ok(())
+    }
+
+    /// Moves what is still not needed into quarantine, and gives what was moved.
+    fn condemn(&mut self, condemned: &[PlannedBlob], epoch: &str) -> Result<Vec<QuarantinedBlob>, GcError> {
+        let mut moved = Vec::new();
+        self.watch.event(Event::Phase("moving to quarantine"));
+        for batch in condemned.chunks(BATCH) {
+            let guard = self.lock_with_current_marks()?;
+            for blob in batch.iter().filter(|blob| !self.marks.needs(&blob.digest)) {
+                if self.store.condemn(&guard, &blob.digest, &blob.stat, blob.newest_max, epoch)? {
+                    moved.push(QuarantinedBlob { digest: blob.digest, epoch: epoch.into(), stat: blob.stat });
+                }
+            }
+            let done = moved.len() as u64;
+            self.watch.event(Event::Progress { done, total: condemned.len() as u64 });
+        }
+        Ok(moved)
+    }
+
+    /// Leaves what was moved in quarantine, but for what is needed by now.
+    fn hold(&mut self, moved: Vec<QuarantinedBlob>) -> Result<(), GcError> {
+        for blob in moved {
+            if self.marks.needs(&blob.digest) {
+                self.store.restore(&blob)?;
+                self.report.restored.push(blob.digest);
+            } else {
+                self.report.held.push(blob.digest);
+                self.report.held_bytes += blob.stat.size;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the pins that ended mounts have left behind.
+    fn remove_stale_pins(&mut self, manifests: &[Digest]) -> Result<(), GcError> {
+        for manifest in manifests {
+            let guard = self.store.lock_exclusive()?;
+            self.report.freed_bytes += self.store.remove_stale_pins(&guard, manifest)?;
+        }
+        Ok(())
+    }
+
+    /// Restores what is needed by now, and unlinks the rest.
+    fn purge(&mut self, quarantined: Vec<QuarantinedBlob>) -> Result<(), GcError> {
+        self.watch.event(Event::Phase("freeing"));
+        for batch in quarantined.chunks(BATCH) {
+            let guard = self.lock_with_current_marks()?;
+            for blob in batch {
+                if self.marks.needs(&blob.digest) {
+                    self.store.restore(blob)?;
+                    self.report.restored.push(blob.digest);
+                } else {
+                    self.report.freed_bytes += self.store.purge(&guard, blob)?;
+                    self.report.freed.push(blob.digest);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what dead owners have left behind.
+    fn tidy(&mut self, stale: &[String]) -> Result<(), GcError> {
+        let guard = self.store.lock_exclusive()?;
+        for name in stale {
+            self.report.freed_bytes += self.store.remove_stale_staging(&guard, name)?;
+        }
+        for lease in self.store.leases()?.iter().filter(|lease| !lease.live) {
+            self.store.remove_dead_lease(&lease.id)?;
+            self.report.dead_leases += 1;
+        }
+        for pin in self.store.pins()?.iter().filter(|pin| pin.is_over(self.now_seconds)) {
+            self.store.unpin(&pin.digest)?;
+        }
+        self.store.remove_empty_epochs(&guard)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! What the collector knows when it plans.
+
+use std::{collections::HashSet, path::PathBuf};
+
+use crate::{
+    format::{DescriptorDigest, IndexDocument},
+    graph::{BlobSource, ImageGraph, Root, RootOrigin, WalkError, walk},
+    name::{Digest, MediaKind},
+    observe::{Event, Observer},
+    store::{
+        ForeignTraces, Inventory, LeaseKind, LeaseRecord, LeaseState, ProcessEvidence, QuarantinedBlob, StalePins,
+        StaleStaging, Store, StoreError,
+    },
+};
+
+/// Why nothing was collected.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GcError {
+    /// Something that a root needs cannot be read, so what else it needs is unknown.
+    #[error("nothing was freed, because not everything that is needed is known: {0}")]
+    Incomplete(#[source] WalkError),
+    /// The blob directory is a symbolic link: other layouts may use it, and their roots are not known.
+    #[error("{} is reached through a symbolic link, so other layouts may use it; nothing was freed", .0.display())]
+    SharedBlobs(PathBuf),
+    /// A mount has its lease and has not yet said what it needs.
+    #[error("a mount is being set up (lease {0}); nothing was freed")]
+    MountPending(String),
+    /// The filesystem's clock and this machine's disagree, so ages mean nothing.
+    #[error("the filesystem's clock and the system's disagree by {seconds} s; nothing was freed")]
+    Clock {
+        /// By how much.
+        seconds: u64,
+    },
+    /// The store kept changing, so no plan was ever up to date.
+    #[error("the store changes faster than it can be read; nothing more was freed")]
+    Restless,
+    /// The store could not be read or changed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Everything that a plan is made from.
+#[derive(Debug)]
+pub struct Facts {
+    /// What is needed, and as of when.
+    pub marks: Marks,
+    /// What lies in the blob directory.
+    pub inventory: Inventory,
+    /// What lies in quarantine.
+    pub quarantined: Vec<QuarantinedBlob>,
+    /// What dead builds have left in the staging directory.
+    pub stale: Vec<StaleStaging>,
+    /// What ended mounts have left among the pins.
+    pub stale_pins: StalePins,
+    /// Traces of other writers in the layout.
+    pub traces: ForeignTraces,
+    /// Blobs that an index we have seen did need: they were published once, so nobody is still uploading them.
+    pub released: HashSet<Digest>,
+}
+
+/// What is needed, with the stamp of what that was derived from.
+#[derive(Debug)]
+pub struct Marks {
+    /// From every root to its leaves.
+    pub graph: ImageGraph,
+    /// What running builds have claimed.
+    pub claims: HashSet<Digest>,
+    /// What processes without a lease do with the store.
+    pub processes: ProcessEvidence,
+    stamp: Stamp,
+}
+
+/// The state of the roots: when it is another, the marks are out of date.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    index: Digest,
+    leases: Vec<(String, usize)>,
+    pins: Vec<Digest>,
+}
+
+/// The index to take the roots from.
+#[derive(Debug, Clone, Copy)]
+pub enum Roots<'i> {
+    /// The one on disk.
+    Current,
+    /// An edited one that is not on disk: for plans that are only looked at.
+    Supposed(&'i IndexDocument),
+}
+
+impl Facts {
+    /// Gathers the facts. Writes nothing. Fails if anything that a root needs cannot be read.
+    pub fn gather(store: &Store, roots: Roots<'_>, now_seconds: i64, watch: &dyn Observer) -> Result<Self, GcError> {
+        if let Some(shared) = store.shared_blobs() {
+            return Err(GcError::SharedBlobs(shared.into()));
+        }
+        watch.event(Event::Phase("reading what every image needs"));
+        let marks = Marks::gather(store, roots, now_seconds)?;
+        watch.event(Event::Phase("listing blobs"));
+        let inventory = store.inventory()?;
+        let quarantined = store.quarantined()?;
+        let stale = store.stale_staging()?;
+        let stale_pins = store.stale_pins()?;
+        let traces = store.foreign_traces()?;
+        let released = released(store, &marks)?;
+        Ok(Self { marks, inventory, quarantined, stale, stale_pins, traces, released })
+    }
+}
+
+impl Marks {
+    /// Walks from the entries of the index, the live leases, the pins, and what other processes have mapped or open.
+    pub fn gather(store: &Store, roots: Roots<'_>, now_seconds: i64) -> Result<Self, GcError> {
+        let index = store.index()?;
+        let leases = store.leases()?;
+        let pins = store.pins()?;
+        let stamp = Stamp::of(&index.digest(), &leases, pins.iter().map(|pin| pin.digest).collect());
+        let mut graph_roots = match roots {
+            Roots::Current => Root::of_index(index.document()),
+            Roots::Supposed(document) => Root::of_index(document),
+        };
+        for lease in leases.iter().filter(|lease| lease.live) {
+            graph_roots.extend(lease_roots(lease)?);
+        }
+        graph_roots.extend(pins.iter().filter(|pin| !pin.is_over(now_seconds)).map(|pin| Root {
+            origin: RootOrigin::Pin(pin.tag.clone().unwrap_or_else(|| pin.digest.short())),
+            digest: DescriptorDigest::Sha256(pin.digest),
+            kind: MediaKind::of(&pin.media_type),
+        }));
+        let owners: Vec<u32> = live_records(&leases).map(|record| record.pid).collect();
+        let processes = store.process_evidence(&[store.path().into()], &owners);
+        graph_roots.extend(process_roots(store, &processes));
+        let graph = walk(store, graph_roots).map_err(GcError::Incomplete)?;
+        let claims = leases.iter().filter(|lease| lease.live).flat_map(|lease| lease.claims.iter().copied()).collect();
+        Ok(Self { graph, claims, processes, stamp })
+    }
+
+    /// Whether index, leases and pins are still those that these marks were derived from.
+    pub fn are_current(&self, store: &Store) -> Result<bool, GcError> {
+        let pins = store.pins()?.iter().map(|pin| pin.digest).collect();
+        Ok(Stamp::of(&store.index()?.digest(), &store.leases()?, pins) == self.stamp)
+    }
+
+    /// Whether a root or a claim needs this blob.
+    pub fn needs(&self, digest: &Digest) -> bool {
+        self.graph.needs(digest) || self.claims.contains(digest)
+    }
+}
+
+impl Stamp {
+    fn of(index: &Digest, leases: &[LeaseState], pins: Vec<Digest>) -> Self {
+        let live = leases.iter().filter(|lease| lease.live);
+        Self { index: *index, leases: live.map(|lease| (lease.id.clone(), lease.claims.len())).collect(), pins }
+    }
+}
+
+fn live_records(leases: &[LeaseState]) -> impl Iterator<Item = &LeaseRecord> {
+    leases.iter().filter(|lease| lease.live).filter_map(|lease| lease.record.as_ref())
+}
+
+/// The blobs that processes without a lease map or have open. What looks like a rootfs makes its image live.
+fn process_roots(store: &Store, evidence: &ProcessEvidence) -> Vec<Root> {
+    let mut roots = Vec::new();
+    for process in &evidence.processes {
+        for digest in process.blobs.iter().filter(|digest| store.open_blob(digest).is_ok()) {
+            let kind = match store.begins_like_json(digest) {
+                Ok(true) => MediaKind::Unknown,
+                _ if store.rootfs_references(digest).is_ok() => MediaKind::Rootfs,
+                _ => MediaKind::Leaf,
+            };
+            let origin = RootOrigin::Process(process.pid, process.name.clone());
+            roots.push(Root { origin, digest: DescriptorDigest::Sha256(*digest), kind });
+        }
+    }
+    roots
+}
+
+/// A mount needs its manifest and its rootfs. The lease names both, so that the chunks are known even after somebody has
+/// removed the manifest under the mount.
+fn lease_roots(lease: &LeaseState) -> Result<Vec<Root>, GcError> {
+    let Some(record) = lease.record.as_ref().filter(|record| record.kind == LeaseKind::Mount) else {
+        return Ok(Vec::new());
+    };
+    let (Some(manifest), Some(rootfs)) = (record.manifest, record.rootfs) else {
+        return Err(GcError::MountPending(lease.id.clone()));
+    };
+    let root = |digest, kind| Root {
+        origin: RootOrigin::Lease(lease.id.clone()),
+        digest: DescriptorDigest::Sha256(digest),
+        kind,
+    };
+    let mut roots = vec![root(rootfs, MediaKind::Rootfs)];
+    if manifest != rootfs {
+        roots.push(root(manifest, MediaKind::Manifest));
+    }
+    Ok(roots)
+}
+
+/// What the logged indexes needed, as far as it can still be read. An entry that cannot be read any more releases nothing:
+/// its blobs are then collected by age.
+fn released(store: &Store, marks: &Marks) -> Result<HashSet<Digest>, GcError> {
+    let mut released = HashSet::new();
+    let mut seen = HashSet::new();
+    for index in store.index_history()? {
+        for root in Root::of_index(&index) {
+            let DescriptorDigest::Sha256(digest) = root.digest else { continue };
+            if marks.graph.needs(&digest) || !seen.insert(digest) {
+                continue;
+            }
+            if let Ok(graph) = walk(store, vec![root]) {
+                released.extend(graph.digests());
+            }
+        }
+    }
+    Ok(released)
+}
