@@ -140,11 +140,9 @@ impl TestStore {
 
     /// Takes the lease that a mount of this image takes.
     pub fn mount_lease(&self, tag: &str) -> Lease {
-        let picked = pick(self.index().unwrap().document(), &by_tag(tag)).unwrap();
-        let image = load_image(&self.store, &picked.digest, picked.kind).unwrap();
+        let (rootfs, manifest) = image_of(&self.store, tag);
         let mut record = lease_record(LeaseKind::Mount);
-        record.manifest = Some(image.manifest.0);
-        record.rootfs = Some(image.rootfs_id.0);
+        (record.manifest, record.rootfs) = (Some(manifest), Some(rootfs));
         record.tag = Some(tag.into());
         record.mountpoint = Some("/srv/app".into());
         self.take_lease(&self.lock_shared().unwrap(), &record).unwrap()
@@ -206,6 +204,13 @@ pub fn by_tag(text: &str) -> Selector {
 /// Everything unneeded goes, however young.
 pub fn at_once() -> Policy {
     Policy { min_age_seconds: 0, ..Policy::default() }
+}
+
+/// The rootfs and the manifest of an image.
+pub fn image_of(store: &Store, tag: &str) -> (Digest, Digest) {
+    let picked = pick(store.index().unwrap().document(), &by_tag(tag)).unwrap();
+    let image = load_image(store, &picked.digest, picked.kind).unwrap();
+    (image.rootfs_id.0, image.manifest.0)
 }
 
 pub fn lease_record(kind: LeaseKind) -> LeaseRecord {
