@@ -60,6 +60,11 @@ pub fn empty() -> TestStore {
     TestStore { store: Store::open_or_create(&path).unwrap(), path, place }
 }
 
+/// A store without images at this path, which its owner takes care of.
+pub fn at(path: &Path) -> TestStore {
+    TestStore { store: Store::open_or_create(path).unwrap(), path: path.into(), place: place() }
+}
+
 /// A golden store, unpacked.
 pub fn golden(name: &str) -> TestStore {
     let place = place();
@@ -179,8 +184,7 @@ impl TestStore {
     /// The same, for an image that has lost its tag.
     pub fn read_back_digest(&self, digest: &Digest, kind: pfs::name::MediaKind) -> trees::Listing {
         let view = View::new(load_image(&self.store, digest, kind).unwrap().rootfs).unwrap();
-        let damage = Box::new(|error: &_| panic!("{error}"));
-        let chunks = ChunkReader::new(Box::new(Chunks(Store::open(&self.path).unwrap())), Verify::First, damage);
+        let chunks = chunk_reader(&self.path);
         let rows = view.walk().map(|step| row(&view, &chunks, &step));
         rows.map(|row| (row["path"].to_string(), row)).collect()
     }
@@ -298,6 +302,11 @@ fn named_in(text: &[u8], digests: &BTreeSet<Digest>) -> Vec<Digest> {
 
 fn start_of(bytes: &[u8]) -> usize {
     usize::from(bytes[0]) << 8 | usize::from(bytes[1])
+}
+
+/// Reads the files of the images of a store.
+pub fn chunk_reader(layout: &Path) -> ChunkReader {
+    ChunkReader::new(Box::new(Chunks(Store::open(layout).unwrap())), Verify::First, Box::new(|_| {}))
 }
 
 struct Chunks(Store);
