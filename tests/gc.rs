@@ -8,7 +8,7 @@ use common::{TestStore, assert_sound, at_once, by_tag, empty, golden, lease_reco
 use pfs::{
     delete::{DeleteOptions, DeletePlan},
     format::Rootfs,
-    gc::{GcError, KeepReason, Policy, Verdict, apply},
+    gc::{Hold, GcError, KeepReason, Policy, Verdict, apply},
     graph::{load_image, pick},
     name::Digest,
     observe::Silent,
@@ -21,6 +21,11 @@ fn two_images() -> TestStore {
     store.build("one", &[("shared", &noise(1, 300_000)), ("own", &noise(2, 90_000))]);
     store.build("two", &[("shared", &noise(1, 300_000)), ("own", &noise(3, 90_000))]);
     store
+}
+
+/// The default patience with orphans, and none with what is condemned.
+fn unheld() -> Policy {
+    Policy { hold: Hold::Seconds(0), ..Policy::default() }
 }
 
 fn limited(bytes: u64) -> Policy {
@@ -54,7 +59,7 @@ fn a_released_blob_goes_at_once_and_an_orphan_waits() {
     let gone = only_of(&store, "one");
     let orphan = store.put(b"somebody's upload, not yet in the index");
     store.untag_foreignly("one");
-    let report = store.collect(Policy::default()).unwrap();
+    let report = store.collect(unheld()).unwrap();
     assert_eq!(report.freed.into_iter().collect::<BTreeSet<_>>(), gone, "published once, needed no more");
     assert!(store.blobs().contains(&orphan));
     assert_eq!(store.collect(at_once()).unwrap().freed, [orphan], "--min-age 0 does not wait");
@@ -66,7 +71,7 @@ fn an_orphan_is_young_until_it_has_the_age() {
     let store = two_images();
     let orphan = store.put(b"an upload");
     let verdict = |seconds| {
-        let facts = pfs::gc::Facts::gather(&store, pfs::gc::Roots::Current, &Silent).unwrap();
+        let facts = pfs::gc::Facts::gather(&store, pfs::gc::Roots::Current, now(), &Silent).unwrap();
         let plan = pfs::gc::plan(facts, Policy::default(), now() + seconds);
         plan.blobs().iter().find(|blob| blob.digest == orphan).unwrap().verdict.clone()
     };
@@ -81,7 +86,7 @@ fn an_old_modification_time_makes_no_blob_old() {
     let orphan = store.put(b"copied with cp -a");
     let file = fs::File::options().write(true).open(store.blob(&orphan)).unwrap();
     file.set_modified(std::time::UNIX_EPOCH).unwrap();
-    assert_eq!(store.collect(Policy::default()).unwrap().freed, []);
+    assert_eq!(store.collect(unheld()).unwrap().freed, []);
     assert!(store.blobs().contains(&orphan));
     assert_sound(&store);
 }
@@ -128,7 +133,7 @@ fn an_image_in_quarantine_can_still_be_read() {
     let before = store.read_back("one");
     store.blobs().iter().for_each(|digest| quarantine(&store, digest));
     assert_eq!(store.read_back("one"), before);
-    store.collect(Policy::default()).unwrap();
+    store.collect(unheld()).unwrap();
     assert_sound(&store);
 }
 
@@ -137,7 +142,7 @@ fn quarantined_blobs_that_nothing_needs_are_purged() {
     let store = two_images();
     let orphan = store.put(b"condemned by a run that was killed");
     quarantine(&store, &orphan);
-    assert_eq!(store.collect(Policy::default()).unwrap().freed, [orphan]);
+    assert_eq!(store.collect(unheld()).unwrap().freed, [orphan]);
     assert_sound(&store);
 }
 
@@ -238,7 +243,7 @@ fn dead_leases_protect_nothing_and_are_tidied() {
     assert_eq!(common::names_in(&store.path.join(".pfs/leases")).len(), 1, "dropped, not released");
     let gone = only_of(&store, "one");
     store.untag_foreignly("one");
-    let report = store.collect(Policy::default()).unwrap();
+    let report = store.collect(unheld()).unwrap();
     assert_eq!((report.freed.into_iter().collect(), report.dead_leases), (gone, 1));
     assert_eq!(common::names_in(&store.path.join(".pfs/leases")), [""; 0]);
     assert_sound(&store);
@@ -407,7 +412,7 @@ fn staging_of_dead_builds_is_removed_and_counted() {
     fs::write(dead.join(Digest::of(b"x").to_string()), b"half a chunk").unwrap();
     fs::write(store.path.join(".pfs/tmp/index-1-abc"), b"{}").unwrap();
     assert_eq!(store.plan(Policy::default()).unwrap().freed_bytes(), 14);
-    assert_eq!(store.collect(Policy::default()).unwrap().freed_bytes, 14);
+    assert_eq!(store.collect(unheld()).unwrap().freed_bytes, 14);
     assert_eq!(store.staged(), [""; 0]);
     assert_sound(&store);
 }

@@ -10,6 +10,7 @@ use pfs::{
     tree::{ChunkReader, ChunkSource, FileKind, Step, Verify, View},
 };
 use serde_json::{Map, Value, json};
+use trees::{hex, text};
 
 /// The chunks of a layout directory.
 struct Layout(PathBuf);
@@ -60,19 +61,6 @@ fn kind(kind: FileKind) -> &'static str {
         FileKind::Block => "blk",
         FileKind::Unknown => "unknown",
     }
-}
-
-/// Bytes as Python's `os.fsdecode` and `json.dumps` write them, read back as JSON does.
-fn text(bytes: &[u8]) -> String {
-    let escape = |byte: u8| format!("\\udc{byte:02x}");
-    let chunk = |chunk: std::str::Utf8Chunk<'_>| {
-        chunk.valid().to_owned() + &chunk.invalid().iter().copied().map(escape).collect::<String>()
-    };
-    bytes.utf8_chunks().map(chunk).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn row(view: &View, chunks: &ChunkReader, step: &Step) -> Value {

@@ -4,12 +4,16 @@
 //! resolved as a whole would follow it out of the tree; a name opened in an open directory does not.
 
 use std::{
+    ffi::OsString,
     fs::File,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    path::PathBuf,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStringExt,
+    },
+    path::{Path, PathBuf},
 };
 
-use rustix::fs::{Mode, OFlags, fstat, open, openat};
+use rustix::fs::{FileType, Mode, OFlags, fstat, open, openat};
 
 use super::{
     BuildError,
@@ -27,7 +31,7 @@ pub(super) struct Cursor {
 
 impl Cursor {
     /// Opens the source directory. Its own path may lead through links: whoever asked for the build chose it.
-    pub(super) fn open(path: &std::path::Path) -> Result<Self, BuildError> {
+    pub(super) fn open(path: &Path) -> Result<Self, BuildError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = open(path, flags, Mode::empty()).at("open the directory", || path.into())?;
         Ok(Self { root, current: None })
@@ -56,7 +60,9 @@ impl Cursor {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = openat(dir, tree.name(node), flags, Mode::empty()).at("open", path)?;
         let stat = fstat(&file).at("stat", path)?;
-        match (stat.st_dev, stat.st_ino) == tree.nodes[node].identity {
+        // Inode numbers are used again: a fifo made after the file was removed may have the number of the file.
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        match is_file && (stat.st_dev, stat.st_ino) == tree.nodes[node].identity {
             true => Ok(file.into()),
             false => Err(BuildError::changed(path(), "another file has come in its place")),
         }
@@ -71,8 +77,7 @@ pub(super) fn identity(fd: BorrowedFd<'_>, path: impl FnOnce() -> PathBuf) -> Re
 
 /// A path for system calls that take none but paths: `name` in an open directory, wherever that has been moved to.
 pub(super) fn proc_path(dir: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
-    use std::os::unix::ffi::OsStringExt as _;
     let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
     path.extend_from_slice(name);
-    std::ffi::OsString::from_vec(path).into()
+    OsString::from_vec(path).into()
 }

@@ -10,6 +10,7 @@ use pfs::{
     explain::ExplainError,
     gc::GcError,
     graph::{ImageError, WalkError, WalkProblem},
+    mount::MountError,
     name::ReferenceError,
     store::StoreError,
 };
@@ -29,6 +30,23 @@ pub enum Kind {
 }
 
 impl Kind {
+    const ALL: [Self; 9] = [
+        Self::Failed,
+        Self::Usage,
+        Self::PartlyDone,
+        Self::NotAStore,
+        Self::Busy,
+        Self::NotFound,
+        Self::InUse,
+        Self::Refused,
+        Self::Integrity,
+    ];
+
+    /// The kind that ends with this exit code.
+    fn of_code(code: u8) -> Self {
+        Self::ALL.into_iter().find(|kind| kind.code() == code).unwrap_or(Self::Failed)
+    }
+
     /// The exit code: a promise to scripts, listed in `pfs --help`.
     fn code(self) -> u8 {
         match self {
@@ -96,6 +114,18 @@ impl Failure {
 
     pub fn code(&self) -> u8 {
         self.kind.code()
+    }
+
+    /// The sentence and then the hints, for handing them on.
+    pub fn lines(&self) -> Vec<String> {
+        std::iter::once(self.error.to_string()).chain(self.hints.iter().cloned()).collect()
+    }
+
+    /// What another process of ours said: the lines of its failure.
+    fn relayed(code: u8, text: &str) -> Self {
+        let mut lines = text.lines().map(str::to_owned);
+        let message = lines.next().unwrap_or_default();
+        Self { hints: lines.collect(), ..Self::new(Kind::of_code(code), anyhow::Error::msg(message)) }
     }
 
     pub fn print(&self, quiet: bool) {
@@ -216,6 +246,37 @@ impl From<BuildError> for Failure {
         match error {
             BuildError::Store(error) => error.into(),
             error => Self::new(Kind::Failed, error),
+        }
+    }
+}
+
+impl From<MountError> for Failure {
+    fn from(error: MountError) -> Self {
+        let umount = |path: &PathBuf| format!("pfs umount {}", path.display());
+        let (kind, hint) = match &error {
+            MountError::NoMountpoint(path) => (Kind::Failed, Some(format!("mkdir {}", path.display()))),
+            MountError::AlreadyMounted { mountpoint, .. } => (Kind::InUse, Some(umount(mountpoint))),
+            MountError::DeadMount(path) => (Kind::Failed, Some(umount(path))),
+            MountError::NoDevice => (Kind::Failed, Some("modprobe fuse".into())),
+            MountError::DeviceRefused(_) => (Kind::Failed, Some("chmod 666 /dev/fuse, as root".into())),
+            MountError::NoHelper => (Kind::Failed, Some("apt-get install fuse3".into())),
+            MountError::Helper(said) if said.contains("user_allow_other") => {
+                (Kind::Failed, Some("add a line user_allow_other to /etc/fuse.conf, as root".into()))
+            }
+            MountError::Option(_) => (Kind::Usage, Some("pfs mount --help lists the options".into())),
+            MountError::Tree { .. } => {
+                (Kind::Integrity, Some("pfs check STORE lists everything that is damaged".into()))
+            }
+            MountError::NotMounted(_) => (Kind::Failed, Some("pfs mounts lists what is mounted".into())),
+            MountError::Busy(path) => (Kind::InUse, Some(format!("pfs umount --lazy {}", path.display()))),
+            MountError::StillServing(_) => (Kind::InUse, Some("it ends when the last file is closed".into())),
+            _ => (Kind::Failed, None),
+        };
+        match error {
+            MountError::Store(error) => error.into(),
+            MountError::Image(error) => error.into(),
+            MountError::Background { code, text } => Self::relayed(code, &text),
+            error => Self { kind, error: error.into(), hints: hint.into_iter().collect(), json: false },
         }
     }
 }

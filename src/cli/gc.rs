@@ -8,7 +8,8 @@ use std::{
 };
 
 use pfs::{
-    gc::{self, Facts, GcPlan, GcReport, GcSummary, Policy, Roots, Scope, Verdict},
+    gc::{self, Facts, GcPlan, GcReport, GcSummary, Hold, Holder, Policy, Roots, Scope, Verdict},
+    graph::RootOrigin,
     name::ByteCount,
     store::{LeaseState, Store},
 };
@@ -37,6 +38,13 @@ pub struct Args {
     /// How old a blob must be that no index ever named, as in 30min, 2h, 1d.
     #[arg(long, value_name = "AGE", default_value = "1h", value_parser = duration)]
     min_age: Duration,
+    /// How long a blob waits in quarantine before it goes for good: auto (not at all, or 24 h if something speaks for another
+    /// writer), or as in 2h.
+    #[arg(long, value_name = "AGE", default_value = "auto", value_parser = hold)]
+    hold: Hold,
+    /// Free at once whatever speaks for another writer. What is mounted, pinned or needed again still stays.
+    #[arg(long, conflicts_with = "hold")]
+    now: bool,
     /// Stop when this much is freed, as in 5GiB.
     #[arg(long, value_name = "SIZE")]
     max_freed: Option<ByteCount>,
@@ -46,6 +54,13 @@ pub struct Args {
     /// One JSON document.
     #[arg(long)]
     json: bool,
+}
+
+fn hold(text: &str) -> Result<Hold, String> {
+    match text {
+        "auto" => Ok(Hold::Auto),
+        _ => Ok(Hold::Seconds(duration(text)?.as_secs())),
+    }
 }
 
 /// A number of seconds, or what jiff calls a friendly duration.
@@ -87,19 +102,20 @@ fn collect(context: &Context, args: &Args, path: &Path, documents: &mut Vec<serd
     let policy = Policy {
         min_age_seconds: args.min_age.as_secs(),
         max_freed: args.max_freed.map(|size| size.0),
+        hold: if args.now { Hold::Seconds(0) } else { args.hold },
         scope: Scope::Store,
     };
     let now = context.now_seconds();
-    let facts = Facts::gather(&store, Roots::Current, &watch)?;
+    let facts = Facts::gather(&store, Roots::Current, now, &watch)?;
     let leases = store.leases()?;
     let plan = gc::plan(facts, policy, now);
     let view = PlanView::new(&plan, &leases);
-    let found = view.summary.go > 0 || !plan.stale().is_empty();
+    let found = view.summary.go + view.summary.condemned > 0 || !plan.stale().is_empty();
     if args.dry_run {
         watch.finish();
         match args.json {
             true => documents.push(view.document(&store, &plan, None)),
-            false => print(&view.text(&plan, None, context.globals.quiet))?,
+            false => print(&view.text(&plan, context.globals.quiet))?,
         }
         return Ok(if args.exit_code && found { 4 } else { 0 });
     }
@@ -112,6 +128,8 @@ fn collect(context: &Context, args: &Args, path: &Path, documents: &mut Vec<serd
         document["freed_bytes"] = json!(report.freed_bytes);
         document["freed_blobs"] = json!(report.freed.len());
         document["restored_blobs"] = json!(report.restored.len());
+        document["quarantined_blobs"] = json!(report.held.len());
+        document["quarantined_bytes"] = json!(report.held_bytes);
         documents.push(document);
     } else {
         print(&before.0.done(&report, &before.1, context.globals.quiet))?;
@@ -130,12 +148,13 @@ fn plan_strangers(plan: &GcPlan) -> Vec<String> {
 struct PlanView {
     summary: GcSummary,
     holders: HashMap<String, String>,
+    hold: String,
 }
 
 impl PlanView {
     fn new(plan: &GcPlan, leases: &[LeaseState]) -> Self {
         let holders = leases.iter().filter_map(|lease| Some((lease.id.clone(), holder(lease)?))).collect();
-        Self { summary: plan.summary(), holders }
+        Self { summary: plan.summary(), holders, hold: hold_lines(plan) }
     }
 
     /// Why something stays that a person might wonder about.
@@ -143,7 +162,7 @@ impl PlanView {
         let mut text = String::new();
         let summary = &self.summary;
         for held in &summary.held {
-            let holder = self.holders.get(&held.lease).map_or(held.lease.as_str(), String::as_str);
+            let holder = self.holder(&held.holder);
             let _ = writeln!(text, "kept: {} in {}: in use by {holder}", bytes(held.bytes), count(held.blobs, "blob"));
         }
         if summary.young.0 > 0 {
@@ -153,6 +172,11 @@ impl PlanView {
                 text,
                 "kept: {size} in {number}: no index ever named them and the newest is {age} old, so they may be an upload (--min-age)"
             );
+        }
+        if summary.waiting.0 > 0 {
+            let (number, size) = (count(summary.waiting.0, "blob"), bytes(summary.waiting.1));
+            let left = age(i64::try_from(summary.waiting_seconds.unwrap_or(0)).unwrap_or(i64::MAX));
+            let _ = writeln!(text, "in quarantine: {size} in {number}: the first may go in {left} (--now frees them)");
         }
         if summary.over_limit.0 > 0 {
             let (number, size) = (count(summary.over_limit.0, "blob"), bytes(summary.over_limit.1));
@@ -167,22 +191,42 @@ impl PlanView {
         text
     }
 
-    fn text(&self, plan: &GcPlan, _report: Option<&GcReport>, quiet: bool) -> String {
+    fn holder(&self, holder: &Holder) -> String {
+        match holder {
+            Holder::Build => "a running build".into(),
+            Holder::Root(RootOrigin::Lease(id)) => self.holders.get(id).unwrap_or(id).clone(),
+            Holder::Root(origin) => origin.to_string(),
+        }
+    }
+
+    fn text(&self, plan: &GcPlan, quiet: bool) -> String {
         if quiet {
             return plan.freed_bytes().to_string() + "\n";
         }
         let needed = format!("needed: {} in {}\n", bytes(self.summary.needed.1), count(self.summary.needed.0, "blob"));
         let stale = stale_line(plan);
-        let freed = format!("would free {} in {}\n", bytes(plan.freed_bytes()), count(self.summary.go, "blob"));
-        needed + &self.kept_lines(&plan_strangers(plan)) + &stale + &freed
+        let freed = match plan.hold_seconds() {
+            0 => format!("would free {} in {}\n", bytes(plan.freed_bytes()), count(self.summary.go, "blob")),
+            _ => format!(
+                "would move {} to quarantine, and free {}\n",
+                count(self.summary.condemned, "blob"),
+                bytes(plan.freed_bytes()),
+            ),
+        };
+        needed + &self.kept_lines(&plan_strangers(plan)) + &self.hold + &stale + &freed
     }
 
     fn done(&self, report: &GcReport, strangers: &[String], quiet: bool) -> String {
         if quiet {
             return report.freed_bytes.to_string() + "\n";
         }
-        let freed = format!("freed {} in {}\n", bytes(report.freed_bytes), count(report.freed.len() as u64, "blob"));
-        self.kept_lines(strangers) + &freed
+        let mut text = self.kept_lines(strangers) + &self.hold;
+        if !report.held.is_empty() {
+            let (number, size) = (count(report.held.len() as u64, "blob"), bytes(report.held_bytes));
+            let _ = writeln!(text, "moved {size} in {number} to quarantine");
+        }
+        let (number, size) = (count(report.freed.len() as u64, "blob"), bytes(report.freed_bytes));
+        text + &format!("freed {size} in {number}\n")
     }
 
     fn document(&self, store: &Store, plan: &GcPlan, report: Option<&GcReport>) -> serde_json::Value {
@@ -191,7 +235,7 @@ impl PlanView {
             .summary
             .held
             .iter()
-            .map(|held| json!({"lease": held.lease, "by": self.holders.get(&held.lease), "blobs": held.blobs, "bytes": held.bytes}))
+            .map(|held| json!({"by": self.holder(&held.holder), "blobs": held.blobs, "bytes": held.bytes}))
             .collect();
         let condemned = |blob: &&pfs::gc::PlannedBlob| matches!(blob.verdict, Verdict::Condemn | Verdict::Purge);
         let blobs: Vec<_> = plan
@@ -207,10 +251,31 @@ impl PlanView {
             "needed": pair(self.summary.needed),
             "young": pair(self.summary.young),
             "over_limit": pair(self.summary.over_limit),
+            "waiting": pair(self.summary.waiting),
+            "hold_seconds": plan.hold_seconds(),
+            "evidence": plan.evidence().iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "unreadable_processes": plan.marks().processes.unreadable,
             "held": held,
             "strangers": plan.strangers().iter().map(|stranger| stranger.path.display().to_string()).collect::<Vec<_>>(),
         })
     }
+}
+
+/// Why condemned blobs wait, if they do.
+fn hold_lines(plan: &GcPlan) -> String {
+    let unreadable = plan.marks().processes.unreadable;
+    let mut text = match unreadable {
+        0 => String::new(),
+        number => format!("note: {} could not be looked into; they may use this store\n", count(number, "process")),
+    };
+    if plan.hold_seconds() > 0 && plan.quarantine_bytes() > 0 {
+        let wait = age(i64::try_from(plan.hold_seconds()).unwrap_or(i64::MAX));
+        let _ = writeln!(text, "what is condemned waits {wait} in quarantine (--now frees it at once):");
+        for evidence in plan.evidence() {
+            let _ = writeln!(text, "  {evidence}");
+        }
+    }
+    text
 }
 
 fn stale_line(plan: &GcPlan) -> String {

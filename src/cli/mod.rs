@@ -9,9 +9,12 @@ mod failure;
 mod gc;
 mod inspect;
 mod ls;
+mod mount;
+mod mounts;
 mod output;
 mod progress;
 mod refs;
+mod umount;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -70,6 +73,10 @@ enum Command {
     #[command(visible_alias = "images")]
     Ls(ls::Args),
     Inspect(inspect::Args),
+    Mount(mount::Args),
+    #[command(visible_alias = "unmount")]
+    Umount(umount::Args),
+    Mounts(mounts::Args),
     #[command(visible_aliases = ["rm", "rmi"])]
     Delete(delete::Args),
     Gc(gc::Args),
@@ -115,6 +122,9 @@ impl Context {
             Command::Build(args) => build::run(self, args),
             Command::Ls(args) => ls::run(self, args),
             Command::Inspect(args) => inspect::run(self, args),
+            Command::Mount(args) => mount::run(self, args),
+            Command::Umount(args) => umount::run(self, args),
+            Command::Mounts(args) => mounts::run(self, args),
             Command::Delete(args) => delete::run(self, args),
             Command::Gc(args) => gc::run(self, args),
             Command::Refs(args) => refs::run(self, args),

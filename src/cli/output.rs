@@ -57,7 +57,12 @@ pub fn timestamp(seconds: i64) -> Option<String> {
     jiff::Timestamp::from_second(seconds).ok().map(|time| time.to_string())
 }
 
-/// `1 blob`, `2 blobs`.
+/// `1 blob`, `2 blobs`, `2 entries`, `2 processes`.
 pub fn count(number: u64, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+    match (number, noun.strip_suffix(['y', 's'])) {
+        (1, _) => format!("1 {noun}"),
+        (_, Some(stem)) if noun.ends_with("ry") => format!("{number} {stem}ies"),
+        (_, Some(_)) if noun.ends_with("ss") => format!("{number} {noun}es"),
+        _ => format!("{number} {noun}s"),
+    }
 }

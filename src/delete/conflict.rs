@@ -55,7 +55,8 @@ pub enum Conflict {
 }
 
 fn places(at: &[MountedAt]) -> String {
-    let place = |at: &MountedAt| format!("{} (pid {}, since {})", at.mountpoint.display(), at.pid, at.since);
+    let second = |time: &jiff::Timestamp| jiff::Timestamp::from_second(time.as_second()).unwrap_or(*time);
+    let place = |at: &MountedAt| format!("{} (pid {}, since {})", at.mountpoint.display(), at.pid, second(&at.since));
     at.iter().map(place).collect::<Vec<_>>().join(", ")
 }
 

@@ -86,7 +86,7 @@ impl DeletePlan {
         now_seconds: i64,
         watch: &dyn Observer,
     ) -> Result<(GcPlan, Vec<KeptBytes>), GcError> {
-        let mut facts = Facts::gather(store, Roots::Supposed(&self.edited), watch)?;
+        let mut facts = Facts::gather(store, Roots::Supposed(&self.edited), now_seconds, watch)?;
         facts.released.extend(&self.scope);
         let kept = kept(&facts.marks.graph, &self.scope, &facts);
         Ok((gc::plan(facts, self.policy(), now_seconds), kept))
@@ -127,7 +127,7 @@ impl DeletePlan {
         now_seconds: i64,
         watch: &dyn Observer,
     ) -> Result<(GcReport, Vec<KeptBytes>), GcError> {
-        let mut facts = Facts::gather(store, Roots::Current, watch)?;
+        let mut facts = Facts::gather(store, Roots::Current, now_seconds, watch)?;
         facts.released.extend(&self.scope);
         let kept = kept(&facts.marks.graph, &self.scope, &facts);
         let plan = gc::plan(facts, self.policy(), now_seconds);
@@ -180,14 +180,14 @@ fn kept(graph: &ImageGraph, scope: &HashSet<Digest>, facts: &Facts) -> Vec<KeptB
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum RootOrder {
     Entry,
-    Lease,
+    Other,
 }
 
 impl RootOrder {
     fn of(origin: &RootOrigin) -> Self {
         match origin {
             RootOrigin::Entry(..) => Self::Entry,
-            RootOrigin::Lease(_) => Self::Lease,
+            RootOrigin::Lease(_) | RootOrigin::Pin(_) | RootOrigin::Process(..) => Self::Other,
         }
     }
 }

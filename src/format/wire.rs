@@ -184,10 +184,14 @@ fn decode_blob_ref(blob: schema::blob_ref::Reader<'_>) -> Result<BlobRef, BlobRe
     Ok(BlobRef { chunk, offset: blob.get_offset(), compressed: blob.get_compressed() })
 }
 
-/// Writes a version 3 message. The order in which fields are set decides where their data lie in the message, and
-/// with it the digest of the blob; it is the order of puzzlefs 0.2.0, so that equal trees have equal manifests.
+/// Writes a version 3 message. The order in which fields are set and the sizes of the segments decide where data lie in
+/// the message, and with it the digest of the blob; both are those of puzzlefs 0.2.0, so that equal trees have equal
+/// manifests.
 pub(super) fn encode_rootfs(rootfs: &Rootfs) -> Result<Vec<u8>, FormatError> {
-    let mut message = message::Builder::new_default();
+    let segments = message::HeapAllocator::new()
+        .first_segment_words(1024)
+        .allocation_strategy(message::AllocationStrategy::GrowHeuristically);
+    let mut message = message::Builder::new(segments);
     let mut root = message.init_root::<schema::rootfs_inline::Builder<'_>>();
     root.set_manifest_version(3);
     let mut vectors = root.reborrow().init_metadatas(list_len(rootfs.layers.len())?);

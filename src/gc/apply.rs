@@ -7,6 +7,7 @@
 
 use super::{Facts, GcError, GcPlan, GcReport, Marks, PlannedBlob, Policy, Roots, Verdict, plan};
 use crate::{
+    name::Digest,
     observe::{Event, Observer},
     store::{ExclusiveGuard, QuarantinedBlob, Store},
 };
@@ -19,7 +20,7 @@ const CLOCK_SKEW_SECONDS_MAX: u64 = 300;
 
 /// Gathers, plans and applies.
 pub fn collect(store: &Store, policy: Policy, now_seconds: i64, watch: &dyn Observer) -> Result<GcReport, GcError> {
-    let facts = Facts::gather(store, Roots::Current, watch)?;
+    let facts = Facts::gather(store, Roots::Current, now_seconds, watch)?;
     apply(plan(facts, policy, now_seconds), store, now_seconds, watch)
 }
 
@@ -27,18 +28,23 @@ pub fn collect(store: &Store, policy: Policy, now_seconds: i64, watch: &dyn Obse
 pub fn apply(plan: GcPlan, store: &Store, now_seconds: i64, watch: &dyn Observer) -> Result<GcReport, GcError> {
     let _collector = store.lock_collector()?;
     check_clock(store, now_seconds)?;
-    store.log_index(&store.index()?)?;
     let epoch = epoch_name(now_seconds);
-    let mut run = Run { store, watch, marks: plan.marks, remarks: 0, report: GcReport::default() };
+    let mut run = Run { store, watch, now_seconds, marks: plan.marks, remarks: 0, report: GcReport::default() };
+    run.remove_stale_pins(&plan.stale_pins.manifests)?;
     let (condemned, in_quarantine): (Vec<_>, Vec<_>) = plan
         .blobs
         .into_iter()
         .filter(|blob| matches!(blob.verdict, Verdict::Condemn | Verdict::Purge | Verdict::Restore))
         .partition(|blob| blob.verdict == Verdict::Condemn);
     let mut quarantined: Vec<_> = in_quarantine.into_iter().filter_map(|blob| blob.quarantined).collect();
-    quarantined.extend(run.condemn(&condemned, &epoch)?);
+    let moved = run.condemn(&condemned, &epoch)?;
     run.refresh()?;
+    match plan.hold_seconds {
+        0 => quarantined.extend(moved),
+        _ => run.hold(moved)?,
+    }
     run.purge(quarantined)?;
+    store.log_index(&store.index()?)?;
     run.tidy(&plan.stale.iter().map(|stale| stale.name.clone()).collect::<Vec<_>>())?;
     Ok(run.report)
 }
@@ -59,6 +65,7 @@ fn epoch_name(now_seconds: i64) -> String {
 struct Run<'s> {
     store: &'s Store,
     watch: &'s dyn Observer,
+    now_seconds: i64,
     marks: Marks,
     remarks: u32,
     report: GcReport,
@@ -91,7 +98,7 @@ impl<'s> Run<'s> {
         if self.remarks > REMARKS_MAX {
             return Err(GcError::Restless);
         }
-        self.marks = Marks::gather(self.store, Roots::Current)?;
+        self.marks = Marks::gather(self.store, Roots::Current, self.now_seconds)?;
         Ok(())
     }
 
@@ -102,7 +109,7 @@ impl<'s> Run<'s> {
         for batch in condemned.chunks(BATCH) {
             let guard = self.lock_with_current_marks()?;
             for blob in batch.iter().filter(|blob| !self.marks.needs(&blob.digest)) {
-                if self.store.condemn(&guard, &blob.digest, &blob.stat, epoch)? {
+                if self.store.condemn(&guard, &blob.digest, &blob.stat, blob.newest_max, epoch)? {
                     moved.push(QuarantinedBlob { digest: blob.digest, epoch: epoch.into(), stat: blob.stat });
                 }
             }
@@ -110,6 +117,29 @@ impl<'s> Run<'s> {
             self.watch.event(Event::Progress { done, total: condemned.len() as u64 });
         }
         Ok(moved)
+    }
+
+    /// Leaves what was moved in quarantine, but for what is needed by now.
+    fn hold(&mut self, moved: Vec<QuarantinedBlob>) -> Result<(), GcError> {
+        for blob in moved {
+            if self.marks.needs(&blob.digest) {
+                self.store.restore(&blob)?;
+                self.report.restored.push(blob.digest);
+            } else {
+                self.report.held.push(blob.digest);
+                self.report.held_bytes += blob.stat.size;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the pins that ended mounts have left behind.
+    fn remove_stale_pins(&mut self, manifests: &[Digest]) -> Result<(), GcError> {
+        for manifest in manifests {
+            let guard = self.store.lock_exclusive()?;
+            self.report.freed_bytes += self.store.remove_stale_pins(&guard, manifest)?;
+        }
+        Ok(())
     }
 
     /// Restores what is needed by now, and unlinks the rest.
@@ -139,6 +169,9 @@ impl<'s> Run<'s> {
         for lease in self.store.leases()?.iter().filter(|lease| !lease.live) {
             self.store.remove_dead_lease(&lease.id)?;
             self.report.dead_leases += 1;
+        }
+        for pin in self.store.pins()?.iter().filter(|pin| pin.is_over(self.now_seconds)) {
+            self.store.unpin(&pin.digest)?;
         }
         self.store.remove_empty_epochs(&guard)?;
         Ok(())

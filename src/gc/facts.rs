@@ -3,11 +3,14 @@
 use std::{collections::HashSet, path::PathBuf};
 
 use crate::{
-    format::IndexDocument,
-    graph::{ImageGraph, Root, RootOrigin, WalkError, walk},
+    format::{DescriptorDigest, IndexDocument},
+    graph::{BlobSource, ImageGraph, Root, RootOrigin, WalkError, walk},
     name::{Digest, MediaKind},
     observe::{Event, Observer},
-    store::{Inventory, LeaseKind, LeaseRecord, LeaseState, QuarantinedBlob, StaleStaging, Store, StoreError},
+    store::{
+        ForeignTraces, Inventory, LeaseKind, LeaseRecord, LeaseState, ProcessEvidence, QuarantinedBlob, StalePins,
+        StaleStaging, Store, StoreError,
+    },
 };
 
 /// Why nothing was collected.
@@ -48,6 +51,10 @@ pub struct Facts {
     pub quarantined: Vec<QuarantinedBlob>,
     /// What dead builds have left in the staging directory.
     pub stale: Vec<StaleStaging>,
+    /// What ended mounts have left among the pins.
+    pub stale_pins: StalePins,
+    /// Traces of other writers in the layout.
+    pub traces: ForeignTraces,
     /// Blobs that an index we have seen did need: they were published once, so nobody is still uploading them.
     pub released: HashSet<Digest>,
 }
@@ -59,6 +66,8 @@ pub struct Marks {
     pub graph: ImageGraph,
     /// What running builds have claimed.
     pub claims: HashSet<Digest>,
+    /// What processes without a lease do with the store.
+    pub processes: ProcessEvidence,
     stamp: Stamp,
 }
 
@@ -67,6 +76,7 @@ pub struct Marks {
 struct Stamp {
     index: Digest,
     leases: Vec<(String, Option<LeaseRecord>, usize)>,
+    pins: Vec<Digest>,
 }
 
 /// The index to take the roots from.
@@ -80,27 +90,30 @@ pub enum Roots<'i> {
 
 impl Facts {
     /// Gathers the facts. Writes nothing. Fails if anything that a root needs cannot be read.
-    pub fn gather(store: &Store, roots: Roots<'_>, watch: &dyn Observer) -> Result<Self, GcError> {
+    pub fn gather(store: &Store, roots: Roots<'_>, now_seconds: i64, watch: &dyn Observer) -> Result<Self, GcError> {
         if let Some(shared) = store.shared_blobs() {
             return Err(GcError::SharedBlobs(shared.into()));
         }
         watch.event(Event::Phase("reading what every image needs"));
-        let marks = Marks::gather(store, roots)?;
+        let marks = Marks::gather(store, roots, now_seconds)?;
         watch.event(Event::Phase("listing blobs"));
         let inventory = store.inventory()?;
         let quarantined = store.quarantined()?;
         let stale = store.stale_staging()?;
+        let stale_pins = store.stale_pins()?;
+        let traces = store.foreign_traces()?;
         let released = released(store, &marks)?;
-        Ok(Self { marks, inventory, quarantined, stale, released })
+        Ok(Self { marks, inventory, quarantined, stale, stale_pins, traces, released })
     }
 }
 
 impl Marks {
-    /// Walks from the entries of the index and from the live leases.
-    pub fn gather(store: &Store, roots: Roots<'_>) -> Result<Self, GcError> {
+    /// Walks from the entries of the index, the live leases, the pins, and what other processes have mapped or open.
+    pub fn gather(store: &Store, roots: Roots<'_>, now_seconds: i64) -> Result<Self, GcError> {
         let index = store.index()?;
         let leases = store.leases()?;
-        let stamp = Stamp::of(&index.digest(), &leases);
+        let pins = store.pins()?;
+        let stamp = Stamp::of(&index.digest(), &leases, pins.iter().map(|pin| pin.digest).collect());
         let mut graph_roots = match roots {
             Roots::Current => Root::of_index(index.document()),
             Roots::Supposed(document) => Root::of_index(document),
@@ -108,14 +121,23 @@ impl Marks {
         for lease in leases.iter().filter(|lease| lease.live) {
             graph_roots.extend(lease_roots(lease)?);
         }
+        graph_roots.extend(pins.iter().filter(|pin| !pin.is_over(now_seconds)).map(|pin| Root {
+            origin: RootOrigin::Pin(pin.tag.clone().unwrap_or_else(|| pin.digest.short())),
+            digest: DescriptorDigest::Sha256(pin.digest),
+            kind: MediaKind::of(&pin.media_type),
+        }));
+        let owners: Vec<u32> = live_records(&leases).map(|record| record.pid).collect();
+        let processes = store.process_evidence(&[store.path().into()], &owners);
+        graph_roots.extend(process_roots(store, &processes));
         let graph = walk(store, graph_roots).map_err(GcError::Incomplete)?;
         let claims = leases.iter().filter(|lease| lease.live).flat_map(|lease| lease.claims.iter().copied()).collect();
-        Ok(Self { graph, claims, stamp })
+        Ok(Self { graph, claims, processes, stamp })
     }
 
-    /// Whether index and leases are still those that these marks were derived from.
+    /// Whether index, leases and pins are still those that these marks were derived from.
     pub fn are_current(&self, store: &Store) -> Result<bool, GcError> {
-        Ok(Stamp::of(&store.index()?.digest(), &store.leases()?) == self.stamp)
+        let pins = store.pins()?.iter().map(|pin| pin.digest).collect();
+        Ok(Stamp::of(&store.index()?.digest(), &store.leases()?, pins) == self.stamp)
     }
 
     /// Whether a root or a claim needs this blob.
@@ -125,11 +147,32 @@ impl Marks {
 }
 
 impl Stamp {
-    fn of(index: &Digest, leases: &[LeaseState]) -> Self {
+    fn of(index: &Digest, leases: &[LeaseState], pins: Vec<Digest>) -> Self {
         let live = leases.iter().filter(|lease| lease.live);
         let leases = live.map(|lease| (lease.id.clone(), lease.record.clone(), lease.claims.len()));
-        Self { index: *index, leases: leases.collect() }
+        Self { index: *index, leases: leases.collect(), pins }
     }
+}
+
+fn live_records(leases: &[LeaseState]) -> impl Iterator<Item = &LeaseRecord> {
+    leases.iter().filter(|lease| lease.live).filter_map(|lease| lease.record.as_ref())
+}
+
+/// The blobs that processes without a lease map or have open. What looks like a rootfs makes its image live.
+fn process_roots(store: &Store, evidence: &ProcessEvidence) -> Vec<Root> {
+    let mut roots = Vec::new();
+    for process in &evidence.processes {
+        for digest in process.blobs.iter().filter(|digest| store.open_blob(digest).is_ok()) {
+            let kind = match store.begins_like_json(digest) {
+                Ok(true) => MediaKind::Unknown,
+                _ if store.rootfs_references(digest).is_ok() => MediaKind::Rootfs,
+                _ => MediaKind::Leaf,
+            };
+            let origin = RootOrigin::Process(process.pid, process.name.clone());
+            roots.push(Root { origin, digest: DescriptorDigest::Sha256(*digest), kind });
+        }
+    }
+    roots
 }
 
 /// A mount needs its manifest and its rootfs. The lease names both, so that the chunks are known even after somebody has
@@ -143,7 +186,7 @@ fn lease_roots(lease: &LeaseState) -> Result<Vec<Root>, GcError> {
     };
     let root = |digest, kind| Root {
         origin: RootOrigin::Lease(lease.id.clone()),
-        digest: crate::format::DescriptorDigest::Sha256(digest),
+        digest: DescriptorDigest::Sha256(digest),
         kind,
     };
     let mut roots = vec![root(rootfs, MediaKind::Rootfs)];
@@ -160,7 +203,7 @@ fn released(store: &Store, marks: &Marks) -> Result<HashSet<Digest>, GcError> {
     let mut seen = HashSet::new();
     for index in store.index_history()? {
         for root in Root::of_index(&index) {
-            let crate::format::DescriptorDigest::Sha256(digest) = root.digest else { continue };
+            let DescriptorDigest::Sha256(digest) = root.digest else { continue };
             if marks.graph.needs(&digest) || !seen.insert(digest) {
                 continue;
             }

@@ -6,10 +6,12 @@
 
 mod apply;
 mod facts;
+mod hold;
 mod plan;
 mod report;
 
 pub use apply::{apply, collect};
 pub use facts::{Facts, GcError, Marks, Roots};
-pub use plan::{GcPlan, KeepReason, PlannedBlob, Policy, Scope, Verdict, plan};
+pub use hold::{Evidence, Hold};
+pub use plan::{GcPlan, Holder, KeepReason, PlannedBlob, Policy, Scope, Verdict, plan};
 pub use report::{GcReport, GcSummary, HeldBytes};

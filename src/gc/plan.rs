@@ -2,11 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Facts, Marks};
+use super::{
+    Facts, Marks,
+    hold::{self, Evidence, Hold},
+};
 use crate::{
     graph::RootOrigin,
     name::Digest,
-    store::{BlobStat, QuarantinedBlob, StaleStaging, Stranger},
+    store::{BlobStat, QuarantinedBlob, StalePins, StaleStaging, Stranger},
 };
 
 /// What the collector is asked to do.
@@ -16,6 +19,8 @@ pub struct Policy {
     pub min_age_seconds: u64,
     /// Stop condemning as soon as this many bytes are to be freed.
     pub max_freed: Option<u64>,
+    /// How long a condemned blob waits in quarantine.
+    pub hold: Hold,
     /// Which blobs are looked at.
     pub scope: Scope,
 }
@@ -30,9 +35,9 @@ pub enum Scope {
 }
 
 impl Default for Policy {
-    /// An hour of patience, no limit, the whole store.
+    /// An hour of patience, no limit, held if there is evidence of another writer, the whole store.
     fn default() -> Self {
-        Self { min_age_seconds: 3600, max_freed: None, scope: Scope::Store }
+        Self { min_age_seconds: 3600, max_freed: None, hold: Hold::Auto, scope: Scope::Store }
     }
 }
 
@@ -44,14 +49,25 @@ pub enum Verdict {
     /// It stays for now: no index that we know of ever named it, and it is this many seconds old, so it may be part of
     /// somebody's upload.
     Young(u64),
-    /// Only live mounts or builds need it; their leases.
-    Held(Vec<String>),
+    /// No entry of the index needs it, but these do: mounts, builds, pins, processes.
+    Held(Vec<Holder>),
     /// Nothing needs it: into quarantine.
     Condemn,
     /// In quarantine, and needed: back where it was.
     Restore,
+    /// In quarantine, and not needed: it waits there for so many seconds more.
+    Wait(u64),
     /// In quarantine, and not needed: for good.
     Purge,
+}
+
+/// Who needs a blob that no entry of the index needs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holder {
+    /// A root that is no entry: a mount's lease, a pin, a process.
+    Root(RootOrigin),
+    /// A running build has claimed it.
+    Build,
 }
 
 /// Why a blob stays.
@@ -73,6 +89,9 @@ pub struct PlannedBlob {
     /// What is to become of it.
     pub verdict: Verdict,
     pub(super) quarantined: Option<QuarantinedBlob>,
+    /// It must not be found younger than this when its turn comes. A blob that was published once may be: links come and
+    /// go. One that was not is somebody's as soon as it is touched.
+    pub(super) newest_max: i64,
 }
 
 /// Verdicts for a store as it was when the facts were gathered. Applying looks again.
@@ -81,41 +100,77 @@ pub struct GcPlan {
     pub(super) blobs: Vec<PlannedBlob>,
     strangers: Vec<Stranger>,
     pub(super) stale: Vec<StaleStaging>,
+    pub(super) stale_pins: StalePins,
     pub(super) marks: Marks,
+    pub(super) hold_seconds: u64,
+    evidence: Vec<Evidence>,
     freed_bytes: u64,
+    quarantine_bytes: u64,
 }
 
 /// Makes the plan. `now_seconds` is the time that ages are counted to, in seconds since 1970.
 pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
-    let held = held_only_by_leases(&facts.marks);
+    let held = held_by_others(&facts.marks);
     let in_scope = |digest: &Digest| match &policy.scope {
         Scope::Store => true,
         Scope::Only(digests) => digests.contains(digest),
     };
-    let mut tally = Tally::default();
+    let whole_store = matches!(policy.scope, Scope::Store);
+    let judged: Vec<_> = facts
+        .inventory
+        .blobs
+        .iter()
+        .map(|(digest, stat)| (*digest, *stat, judge(digest, stat, &facts, &held, &policy, now_seconds)))
+        .collect();
+    let young = judged.iter().filter(|(.., verdict)| matches!(verdict, Verdict::Young(_))).count() as u64;
+    let evidence = hold::evidence(&facts.traces, &facts.marks.processes, young, now_seconds);
+    let hold_seconds = policy.hold.seconds(&evidence);
+    let mut tally = Tally::new(facts.stale_pins.clone());
+    let mut condemned = Tally::default();
     let mut blobs = Vec::new();
     for blob in facts.quarantined.iter().filter(|blob| in_scope(&blob.digest)) {
-        let verdict = if facts.marks.needs(&blob.digest) { Verdict::Restore } else { Verdict::Purge };
-        if verdict == Verdict::Purge {
-            tally.add(&blob.stat);
+        let verdict = match hold_seconds.saturating_sub(age_of_epoch(&blob.epoch, now_seconds)) {
+            _ if facts.marks.needs(&blob.digest) => Verdict::Restore,
+            0 => Verdict::Purge,
+            left => Verdict::Wait(left),
+        };
+        match verdict {
+            Verdict::Purge => tally.add(&blob.stat),
+            Verdict::Wait(_) => condemned.add(&blob.stat),
+            _ => {}
         }
         let quarantined = Some(blob.clone());
-        blobs.push(PlannedBlob { digest: blob.digest, stat: blob.stat, verdict, quarantined });
+        blobs.push(PlannedBlob { digest: blob.digest, stat: blob.stat, verdict, quarantined, newest_max: i64::MAX });
     }
-    for (digest, stat) in facts.inventory.blobs.iter().filter(|(digest, _)| in_scope(digest)) {
-        let mut verdict = judge(digest, stat, &facts, &held, &policy, now_seconds);
-        if verdict == Verdict::Condemn && policy.max_freed.is_some_and(|limit| tally.bytes >= limit) {
+    for (digest, stat, mut verdict) in judged.into_iter().filter(|(digest, ..)| in_scope(digest)) {
+        let going = if hold_seconds == 0 { &mut tally } else { &mut condemned };
+        if verdict == Verdict::Condemn && policy.max_freed.is_some_and(|limit| going.bytes >= limit) {
             verdict = Verdict::Keep(KeepReason::LimitReached);
         }
         if verdict == Verdict::Condemn {
-            tally.add(stat);
+            going.add(&stat);
         }
-        blobs.push(PlannedBlob { digest: *digest, stat: *stat, verdict, quarantined: None });
+        let newest_max = if facts.released.contains(&digest) { i64::MAX } else { stat.newest_seconds };
+        blobs.push(PlannedBlob { digest, stat, verdict, quarantined: None, newest_max });
     }
-    let stale = if matches!(policy.scope, Scope::Store) { facts.stale } else { Vec::new() };
-    let freed_bytes = tally.bytes + stale.iter().map(|stale| stale.bytes).sum::<u64>();
-    let (strangers, marks) = (facts.inventory.strangers, facts.marks);
-    GcPlan { blobs, strangers, stale, marks, freed_bytes }
+    let stale = if whole_store { facts.stale } else { Vec::new() };
+    GcPlan {
+        freed_bytes: tally.bytes + stale.iter().map(|stale| stale.bytes).sum::<u64>(),
+        quarantine_bytes: condemned.bytes,
+        blobs,
+        strangers: facts.inventory.strangers,
+        stale,
+        stale_pins: facts.stale_pins,
+        marks: facts.marks,
+        hold_seconds,
+        evidence,
+    }
+}
+
+/// An epoch is named after the second in which its blobs were condemned. One whose name says nothing is as young as can be.
+fn age_of_epoch(epoch: &str, now_seconds: i64) -> u64 {
+    let condemned = epoch.split('-').next().and_then(|seconds| seconds.parse::<i64>().ok());
+    condemned.and_then(|seconds| u64::try_from(now_seconds.saturating_sub(seconds)).ok()).unwrap_or(0)
 }
 
 /// The verdict for a blob in the blob directory.
@@ -123,7 +178,7 @@ fn judge(
     digest: &Digest,
     stat: &BlobStat,
     facts: &Facts,
-    held: &HashMap<Digest, Vec<String>>,
+    held: &HashMap<Digest, Vec<Holder>>,
     policy: &Policy,
     now_seconds: i64,
 ) -> Verdict {
@@ -131,7 +186,7 @@ fn judge(
     match () {
         () if held.contains_key(digest) => Verdict::Held(held[digest].clone()),
         () if facts.marks.graph.needs(digest) => Verdict::Keep(KeepReason::Needed),
-        () if facts.marks.claims.contains(digest) => Verdict::Held(vec!["a running build".into()]),
+        () if facts.marks.claims.contains(digest) => Verdict::Held(vec![Holder::Build]),
         () if facts.released.contains(digest) => Verdict::Condemn,
         () if age < policy.min_age_seconds => Verdict::Young(age),
         () => Verdict::Condemn,
@@ -143,24 +198,21 @@ fn age_seconds(stat: &BlobStat, now_seconds: i64) -> u64 {
     u64::try_from(now_seconds.saturating_sub(stat.newest_seconds)).unwrap_or(0)
 }
 
-/// The blobs that no entry of the index needs, and some live lease does.
-fn held_only_by_leases(marks: &Marks) -> HashMap<Digest, Vec<String>> {
+/// The blobs that no entry of the index needs, and some other root does.
+fn held_by_others(marks: &Marks) -> HashMap<Digest, Vec<Holder>> {
     let graph = &marks.graph;
-    let entries: Vec<usize> = graph
-        .roots()
-        .iter()
-        .filter(|(root, _)| matches!(root.origin, RootOrigin::Entry(..)))
-        .map(|(_, node)| *node)
-        .collect();
+    let is_entry = |origin: &RootOrigin| matches!(origin, RootOrigin::Entry(..));
+    let entries: Vec<usize> =
+        graph.roots().iter().filter(|(root, _)| is_entry(&root.origin)).map(|(_, node)| *node).collect();
     let mut needed = vec![false; graph.len()];
     graph.closure(&entries).0.iter().for_each(|blob| needed[*blob as usize] = true);
-    let mut held: HashMap<Digest, Vec<String>> = HashMap::new();
-    for (root, node) in graph.roots() {
-        let RootOrigin::Lease(id) = &root.origin else { continue };
+    let mut held: HashMap<Digest, Vec<Holder>> = HashMap::new();
+    for (root, node) in graph.roots().iter().filter(|(root, _)| !is_entry(&root.origin)) {
+        let holder = Holder::Root(root.origin.clone());
         for blob in graph.closure(&[*node]).0.iter().filter(|blob| !needed[**blob as usize]) {
-            let leases = held.entry(graph.digest(*blob)).or_default();
-            if !leases.contains(id) {
-                leases.push(id.clone());
+            let holders = held.entry(graph.digest(*blob)).or_default();
+            if !holders.contains(&holder) {
+                holders.push(holder.clone());
             }
         }
     }
@@ -171,16 +223,26 @@ fn held_only_by_leases(marks: &Marks) -> HashMap<Digest, Vec<String>> {
 #[derive(Default)]
 struct Tally {
     bytes: u64,
-    partly: HashMap<(u64, u64), u32>,
+    gone: HashMap<(u64, u64), u32>,
 }
 
 impl Tally {
+    /// Begins with the stale pins, which go first.
+    fn new(stale: StalePins) -> Self {
+        let mut tally = Self::default();
+        for (identity, (names, links, size)) in stale.files {
+            tally.bytes += if names == links { size } else { 0 };
+            tally.gone.insert(identity, names);
+        }
+        tally
+    }
+
     fn add(&mut self, stat: &BlobStat) {
         if stat.links <= 1 {
             self.bytes += stat.size;
             return;
         }
-        let gone = self.partly.entry(stat.identity).or_default();
+        let gone = self.gone.entry(stat.identity).or_default();
         *gone += 1;
         if *gone == stat.links {
             self.bytes += stat.size;
@@ -202,6 +264,26 @@ impl GcPlan {
     /// What dead builds have left behind, which goes.
     pub fn stale(&self) -> &[StaleStaging] {
         &self.stale
+    }
+
+    /// The manifests whose pins are stale, which go.
+    pub fn stale_pins(&self) -> &[Digest] {
+        &self.stale_pins.manifests
+    }
+
+    /// What speaks for another writer.
+    pub fn evidence(&self) -> &[Evidence] {
+        &self.evidence
+    }
+
+    /// How long what is condemned waits in quarantine before it goes for good; 0 if it goes at once.
+    pub fn hold_seconds(&self) -> u64 {
+        self.hold_seconds
+    }
+
+    /// The bytes that are in quarantine, or will be, and stay there for now.
+    pub fn quarantine_bytes(&self) -> u64 {
+        self.quarantine_bytes
     }
 
     /// The bytes that applying the plan gives back, if nothing changes until then.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{GcPlan, KeepReason, Verdict};
+use super::{GcPlan, Holder, KeepReason, Verdict};
 use crate::name::Digest;
 
 /// What a collection has done.
@@ -14,6 +14,10 @@ pub struct GcReport {
     pub restored: Vec<Digest>,
     /// The bytes that the filesystem gave back.
     pub freed_bytes: u64,
+    /// The blobs that were moved to quarantine and wait there.
+    pub held: Vec<Digest>,
+    /// Their bytes.
+    pub held_bytes: u64,
     /// How many leases of ended processes were removed.
     pub dead_leases: u64,
 }
@@ -21,8 +25,10 @@ pub struct GcReport {
 /// What a plan says, added up.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GcSummary {
-    /// Blobs that go.
+    /// Blobs that go for good.
     pub go: u64,
+    /// Blobs that go to quarantine and wait there.
+    pub condemned: u64,
     /// Blobs that return from quarantine.
     pub restore: u64,
     /// Blobs that an entry of the index needs, and their bytes.
@@ -33,15 +39,19 @@ pub struct GcSummary {
     pub youngest_seconds: Option<u64>,
     /// Blobs that would go but for the limit, and their bytes.
     pub over_limit: (u64, u64),
-    /// What only mounts and builds hold, by lease.
+    /// Blobs that wait in quarantine, and their bytes.
+    pub waiting: (u64, u64),
+    /// When the first of them may go, in seconds from now.
+    pub waiting_seconds: Option<u64>,
+    /// What only mounts, builds, pins and processes hold.
     pub held: Vec<HeldBytes>,
 }
 
-/// What a lease keeps although no entry of the index does.
+/// What something keeps although no entry of the index does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldBytes {
-    /// The lease.
-    pub lease: String,
+    /// Who.
+    pub holder: Holder,
     /// How many blobs.
     pub blobs: u64,
     /// Their bytes.
@@ -52,10 +62,11 @@ impl GcPlan {
     /// The plan in numbers.
     pub fn summary(&self) -> GcSummary {
         let mut summary = GcSummary::default();
-        let mut held: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+        let mut held: BTreeMap<&Holder, (u64, u64)> = BTreeMap::new();
         for blob in self.blobs() {
             let size = blob.stat.size;
             match &blob.verdict {
+                Verdict::Condemn if self.hold_seconds() > 0 => summary.condemned += 1,
                 Verdict::Condemn | Verdict::Purge => summary.go += 1,
                 Verdict::Restore => summary.restore += 1,
                 Verdict::Keep(KeepReason::Needed) => count(&mut summary.needed, size),
@@ -64,13 +75,18 @@ impl GcPlan {
                     count(&mut summary.young, size);
                     summary.youngest_seconds = Some(summary.youngest_seconds.map_or(*age, |least| least.min(*age)));
                 }
-                Verdict::Held(leases) => {
-                    leases.iter().for_each(|lease| count(held.entry(lease.as_str()).or_default(), size));
+                Verdict::Wait(left) => {
+                    count(&mut summary.waiting, size);
+                    summary.waiting_seconds = Some(summary.waiting_seconds.map_or(*left, |least| least.min(*left)));
+                }
+                Verdict::Held(holders) => {
+                    holders.iter().for_each(|holder| count(held.entry(holder).or_default(), size));
                 }
             }
         }
         let rows = held.into_iter();
-        summary.held = rows.map(|(lease, (blobs, bytes))| HeldBytes { lease: lease.into(), blobs, bytes }).collect();
+        summary.held =
+            rows.map(|(holder, (blobs, bytes))| HeldBytes { holder: holder.clone(), blobs, bytes }).collect();
         summary
     }
 }

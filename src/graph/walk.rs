@@ -30,6 +30,10 @@ pub enum RootOrigin {
     Entry(usize, Option<Tag>),
     /// A live lease, by its name.
     Lease(String),
+    /// A pin that a person has made, by the tag or digest that was pinned.
+    Pin(String),
+    /// A process that maps a blob or has it open, by number and name.
+    Process(u32, String),
 }
 
 impl fmt::Display for RootOrigin {
@@ -38,6 +42,8 @@ impl fmt::Display for RootOrigin {
             Self::Entry(_, Some(tag)) => write!(f, "tag {tag}"),
             Self::Entry(place, None) => write!(f, "index entry {place}, which has no tag"),
             Self::Lease(id) => write!(f, "lease {id}"),
+            Self::Pin(name) => write!(f, "pin {name}"),
+            Self::Process(pid, name) => write!(f, "process {pid} ({name})"),
         }
     }
 }

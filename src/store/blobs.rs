@@ -62,6 +62,11 @@ impl BlobStat {
         }
     }
 
+    /// Whether both describe one file of one length, whatever its times and names.
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        self.identity == other.identity && self.size == other.size
+    }
+
     /// The bytes that the filesystem gives back when this name goes.
     pub fn freed_bytes(&self) -> u64 {
         if self.links <= 1 { self.size } else { 0 }

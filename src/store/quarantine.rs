@@ -44,17 +44,20 @@ impl Store {
         Ok(found)
     }
 
-    /// Moves a blob into the quarantine of `epoch`, provided that it is still the file that `planned` describes. `false` if it
-    /// is gone or another file by now; nothing has happened then.
+    /// Moves a blob into the quarantine of `epoch`, provided that it is still the file that `planned` describes and not younger
+    /// than `newest_max`, in seconds since 1970. `false` if it is gone, touched or another file by now; nothing has
+    /// happened then.
     pub fn condemn(
         &self,
         _held: &ExclusiveGuard<'_>,
         digest: &Digest,
         planned: &BlobStat,
+        newest_max: i64,
         epoch: &str,
     ) -> Result<bool, StoreError> {
         let name = digest.to_string();
-        if self.stat_blob(digest)?.as_ref() != Some(planned) {
+        let is_planned = |now: BlobStat| now.is_same_file(planned) && now.newest_seconds <= newest_max;
+        if !self.stat_blob(digest)?.is_some_and(is_planned) {
             return Ok(false);
         }
         let dir = self.state()?.make_sub(QUARANTINE)?.make_sub(epoch)?;
@@ -63,7 +66,7 @@ impl Store {
             moved => moved.at("move to quarantine", self.blobs.join(&name))?,
         }
         let moved = dir.stat(&name)?.map(|stat| BlobStat::of(&stat));
-        if moved.is_some_and(|moved| moved.identity == planned.identity && moved.size == planned.size) {
+        if moved.is_some_and(|moved| moved.is_same_file(planned)) {
             return Ok(true);
         }
         put_back(&dir, &name, &self.blobs)?;

@@ -269,3 +269,196 @@ fn hash_into(file: &File, at: u64, hash: &mut Sha256, out: &mut [u8]) -> Result<
     hash.update(&out[..len]);
     Ok(len as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::PathBuf, sync::atomic::AtomicUsize, sync::atomic::Ordering::SeqCst};
+
+    use super::{
+        super::sample::{Sample, image, place},
+        *,
+    };
+    use crate::{format::BlobRef, tree::View};
+
+    /// Chunks in a directory, under the names of their digests; counts how often one is opened.
+    struct Directory(PathBuf, Arc<AtomicUsize>);
+
+    impl ChunkSource for Directory {
+        fn open(&self, chunk: &ChunkId) -> io::Result<File> {
+            self.1.fetch_add(1, SeqCst);
+            File::open(self.0.join(chunk.to_string()))
+        }
+    }
+
+    struct Fixture {
+        dir: tempfile::TempDir,
+        view: View,
+        reader: ChunkReader,
+        opened: Arc<AtomicUsize>,
+        told: Arc<Mutex<Vec<String>>>,
+    }
+
+    const INO: u64 = 2;
+
+    /// One file of these pieces.
+    fn fixture(verify: Verify, pieces: &[(BlobRef, u64)]) -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let view = View::new(image(vec![Sample::new().dir(1, &[("f", INO)]).file(INO, pieces).layer()])).unwrap();
+        let (opened, told) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
+        let source = Box::new(Directory(dir.path().into(), opened.clone()));
+        let tell = {
+            let told = told.clone();
+            move |error: &ReadError| lock(&told).push(error.to_string())
+        };
+        Fixture { dir, view, reader: ChunkReader::new(source, verify, Box::new(tell)), opened, told }
+    }
+
+    impl Fixture {
+        /// Puts bytes under the name of a chunk, right or wrong.
+        fn store(&self, chunk: ChunkId, bytes: &[u8]) {
+            fs::write(self.dir.path().join(chunk.to_string()), bytes).unwrap();
+        }
+
+        fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, ReadError> {
+            let mut out = vec![0xee; len];
+            let read = self.reader.read_at(INO, self.view.file_map(INO).unwrap(), offset, &mut out)?;
+            out.truncate(read);
+            Ok(out)
+        }
+
+        fn fault(&self) -> ChunkFault {
+            let error = self.read(0, 1 << 20).unwrap_err();
+            assert_eq!(error.ino, INO);
+            error.fault
+        }
+    }
+
+    fn bytes(len: usize) -> Vec<u8> {
+        (0..len).map(|at| u8::try_from(at * at % 251).unwrap()).collect()
+    }
+
+    /// Frames of 4 KiB and a seek table, with or without checksums, as the two upstream writers make them.
+    fn seekable(plain: &[u8], checksums: bool) -> Vec<u8> {
+        let (mut stored, mut table, mut frames) = (Vec::new(), Vec::new(), 0u32);
+        let number = |number: usize| u32::try_from(number).unwrap().to_le_bytes();
+        for part in plain.chunks(4096) {
+            let frame = zstd::bulk::compress(part, 3).unwrap();
+            table.extend([number(frame.len()), number(part.len())].concat());
+            if checksums {
+                table.extend([0; 4]);
+            }
+            stored.extend(frame);
+            frames += 1;
+        }
+        let footer = [&frames.to_le_bytes()[..], &[u8::from(checksums) << 7], &0x8f92_eab1u32.to_le_bytes()].concat();
+        let header = [0x184d_2a5eu32.to_le_bytes(), number(table.len() + footer.len())].concat();
+        [stored, header, table, footer].concat()
+    }
+
+    #[test]
+    fn any_stretch_of_a_file_is_read_out_of_plain_and_both_kinds_of_compressed_chunks() {
+        let (plain, other, third) = (bytes(200_000), bytes(70_001), bytes(9000));
+        let (old, new) = (seekable(&other, true), seekable(&third, false));
+        let pieces = [
+            (place(&plain, 100, false), 150_000),
+            (place(&old, 1, true), 70_000),
+            (place(&plain, 0, false), 10),
+            (place(&new, 4000, true), 5000),
+        ];
+        let whole = [&plain[100..150_100], &other[1..], &plain[..10], &third[4000..]].concat();
+        for verify in [Verify::First, Verify::Always, Verify::Off] {
+            let fixture = fixture(verify, &pieces);
+            [&plain, &old, &new].iter().for_each(|stored| fixture.store(place(stored, 0, false).chunk, stored));
+            for (offset, len) in [(0, 300_000), (149_990, 100), (70_000, 131_072), (225_000, 50_000), (220_005, 1)] {
+                let end = (offset + len).min(whole.len());
+                assert_eq!(fixture.read(offset as u64, len).unwrap(), whole[offset..end], "{verify:?} {offset}");
+            }
+            assert!(fixture.read(whole.len() as u64, 10).unwrap().is_empty());
+            assert!(fixture.read(u64::MAX, 10).unwrap().is_empty());
+            assert!(lock(&fixture.told).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_missing_chunk_is_told_once_and_found_again_when_it_is_back() {
+        let stored = bytes(1000);
+        let fixture = fixture(Verify::First, &[(place(&stored, 0, false), 1000)]);
+        assert!(matches!(fixture.fault(), ChunkFault::Missing));
+        assert!(matches!(fixture.fault(), ChunkFault::Missing));
+        let chunk = place(&stored, 0, false).chunk;
+        assert_eq!(*lock(&fixture.told), [format!("chunk {chunk}, named by inode 2, is damaged: it is missing")]);
+        fixture.store(chunk, &stored);
+        assert_eq!(fixture.read(0, 1000).unwrap(), stored);
+    }
+
+    #[test]
+    fn one_flipped_bit_anywhere_is_found_before_a_byte_is_handed_out() {
+        for compressed in [false, true] {
+            let plain = bytes(150_000);
+            let stored = if compressed { seekable(&plain, true) } else { plain.clone() };
+            let fixture = fixture(Verify::First, &[(place(&stored, 70_000, compressed), 100)]);
+            for at in [0, stored.len() / 2, stored.len() - 1] {
+                let mut wrong = stored.clone();
+                wrong[at] ^= 1;
+                fixture.store(place(&stored, 0, false).chunk, &wrong);
+                assert!(matches!(fixture.fault(), ChunkFault::Digest(_)), "{compressed} {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_chunk_with_fewer_bytes_than_the_file_needs_is_damage() {
+        let plain = bytes(5000);
+        for (stored, compressed) in [(plain.clone(), false), (seekable(&plain, false), true)] {
+            for verify in [Verify::First, Verify::Off] {
+                let fixture = fixture(verify, &[(place(&stored, 4000, compressed), 1001)]);
+                fixture.store(place(&stored, 0, false).chunk, &stored);
+                let fault = fixture.fault();
+                assert!(matches!(fault, ChunkFault::Short { has: 5000, needs: 5001 }), "{fault:?}");
+                assert!(fixture.read(0, 10).is_ok(), "what there is can be read");
+            }
+        }
+        let far = fixture(Verify::First, &[(place(&plain, u64::MAX - 1001, false), 1000)]);
+        far.store(place(&plain, 0, false).chunk, &plain);
+        assert!(matches!(far.fault(), ChunkFault::Io(_) | ChunkFault::Short { .. }));
+    }
+
+    #[test]
+    fn what_is_no_zstd_or_too_much_of_it_is_damage_and_costs_no_more_than_the_limit() {
+        let nonsense = bytes(1000);
+        let fixture_of = |stored: &[u8]| {
+            let fixture = fixture(Verify::First, &[(place(stored, 0, true), 10)]);
+            fixture.store(place(stored, 0, false).chunk, stored);
+            fixture
+        };
+        assert!(matches!(fixture_of(&nonsense).fault(), ChunkFault::Zstd(_)));
+        let bomb = zstd::bulk::compress(&vec![0; 65 << 20], 3).unwrap();
+        assert!(bomb.len() < 100_000);
+        assert!(matches!(fixture_of(&bomb).fault(), ChunkFault::TooLarge));
+    }
+
+    #[test]
+    fn first_verifies_once_and_always_whenever_the_file_is_read() {
+        for (verify, notices) in [(Verify::First, false), (Verify::Always, true)] {
+            let stored = bytes(1000);
+            let fixture = fixture(verify, &[(place(&stored, 0, false), 1000)]);
+            fixture.store(place(&stored, 0, false).chunk, &stored);
+            fixture.read(0, 10).unwrap();
+            fixture.store(place(&stored, 0, false).chunk, &[7; 1000]);
+            assert_eq!(fixture.read(0, 10).is_err(), notices, "{verify:?}");
+        }
+    }
+
+    #[test]
+    fn chunks_are_opened_once_and_served_from_what_is_kept() {
+        let plain = bytes(10_000);
+        for (stored, compressed) in [(plain.clone(), false), (seekable(&plain, false), true)] {
+            let fixture = fixture(Verify::First, &[(place(&stored, 0, compressed), 10_000)]);
+            fixture.store(place(&stored, 0, false).chunk, &stored);
+            for offset in 0..100 {
+                assert_eq!(fixture.read(offset * 100, 100).unwrap(), plain[offset as usize * 100..][..100]);
+            }
+            assert_eq!(fixture.opened.load(SeqCst), 1);
+        }
+    }
+}

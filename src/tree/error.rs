@@ -4,23 +4,26 @@
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TreeError {
-    /// A directory that two entries lead to, or one that is its own ancestor.
-    #[error(
-        "the image is not a tree: directory inode {ino} has two parents, inodes {first} and {second} \
-         (0 stands for the root's)"
-    )]
+    /// A directory that two entries lead to, one of them perhaps from below itself.
+    #[error("the image is not a tree: directory inode {ino} has two parents, inodes {first} and {second}")]
     TwoParents {
         /// The directory.
         ino: u64,
-        /// The parent that the walk came by first; 0 if the directory is the root.
+        /// The parent that the walk came by first.
         first: u64,
-        /// The other.
+        /// The other, or the same directory once more.
         second: u64,
+    },
+    /// The root is an entry of a directory.
+    #[error("the image is not a tree: inode 1, the root, is an entry of directory inode {parent}")]
+    RootBelow {
+        /// That directory.
+        parent: u64,
     },
     /// There is no inode 1, or it is not a directory.
     #[error("the image has no root: inode 1 is not a directory")]
     NoRoot,
     /// More entries than a directory index can address.
-    #[error("the image has over 4 billion directory entries")]
+    #[error("the image has over 4 billion directory entries that are not stored in order")]
     TooManyEntries,
 }

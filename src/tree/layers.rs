@@ -6,29 +6,40 @@
 use crate::format::{DirEntry, Directory, Inode, Kind, Rootfs};
 
 /// The inode of that number, or `None` if no layer has it or the topmost that does deletes it.
-pub fn resolve(rootfs: &Rootfs, ino: u64) -> Option<Inode<'_>> {
+pub(super) fn resolve(rootfs: &Rootfs, ino: u64) -> Option<Inode<'_>> {
     rootfs.inode(ino).filter(|inode| !matches!(inode.kind(), Kind::Whiteout))
 }
 
 /// Where an entry stands: in which layer, and at which place of the directory's list there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Row {
+pub(super) struct Row {
     /// Counted from 0, the topmost layer.
-    pub layer: u32,
+    pub(super) layer: u32,
     /// Counted from 0, in the order of the message.
-    pub place: u32,
+    pub(super) place: u32,
 }
 
 /// The entries of one merged directory, sorted by name, each name once, none deleted.
-pub enum Entries {
+pub(super) enum Entries {
     /// They are exactly those of the topmost layer that has the directory, in their stored order.
     AsStored,
     /// These.
     Rows(Vec<Row>),
 }
 
+impl Entries {
+    /// The entries, of the directory `ino` that was merged.
+    pub(super) fn iter<'a>(&'a self, rootfs: &'a Rootfs, ino: u64) -> Box<dyn Iterator<Item = DirEntry<'a>> + 'a> {
+        match (self, rootfs.inode(ino).map(|inode| inode.kind())) {
+            (Self::AsStored, Some(Kind::Dir(directory))) => Box::new(directory.entries()),
+            (Self::AsStored, _) => Box::new(std::iter::empty()),
+            (Self::Rows(rows), _) => Box::new(rows.iter().filter_map(move |row| entry(rootfs, ino, *row))),
+        }
+    }
+}
+
 /// Merges the directory `ino`, which has to resolve to one.
-pub fn merge(rootfs: &Rootfs, ino: u64) -> Entries {
+pub(super) fn merge(rootfs: &Rootfs, ino: u64) -> Entries {
     let Some(Kind::Dir(top)) = rootfs.inode(ino).map(|inode| inode.kind()) else { return Entries::Rows(Vec::new()) };
     if !top.look_below() && is_plain(rootfs, top) {
         return Entries::AsStored;
@@ -40,10 +51,10 @@ pub fn merge(rootfs: &Rootfs, ino: u64) -> Entries {
     Entries::Rows(rows.into_iter().map(|(row, _)| row).collect())
 }
 
-/// The directory `ino` in the layer at `depth`.
-pub fn directory(rootfs: &Rootfs, depth: u32, ino: u64) -> Option<Directory<'_>> {
-    match rootfs.layers().get(depth as usize)?.inode(ino)?.kind() {
-        Kind::Dir(directory) => Some(directory),
+/// The entry that stands there in the directory `ino`.
+pub(super) fn entry(rootfs: &Rootfs, ino: u64, row: Row) -> Option<DirEntry<'_>> {
+    match rootfs.layers().get(row.layer as usize)?.inode(ino)?.kind() {
+        Kind::Dir(directory) => Some(directory.entry(row.place as usize)),
         _ => None,
     }
 }

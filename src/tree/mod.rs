@@ -9,6 +9,9 @@ mod decode;
 mod error;
 mod layers;
 mod numbers;
+#[cfg(test)]
+mod sample;
+mod survey;
 mod view;
 mod walk;
 

@@ -5,12 +5,12 @@
 //! kept in a few flat arrays: one record a directory, the order of those directories that are not stored in order, the
 //! link counts above 1.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     error::TreeError,
-    layers::{self, Entries, Row},
-    numbers::Numbers,
+    layers,
+    survey::{DirRecord, Findings, Order, survey},
     walk::Walk,
 };
 use crate::{
@@ -24,10 +24,7 @@ pub const ROOT_INO: u64 = 1;
 /// A decoded image, opened as a tree.
 pub struct View {
     rootfs: Arc<Rootfs>,
-    directories: Vec<DirRecord>,
-    rows: Vec<Row>,
-    links: Vec<(u64, u32)>,
-    visible: Numbers,
+    found: Findings,
     has_xattrs: bool,
     total_bytes: u64,
 }
@@ -74,21 +71,6 @@ pub struct Node {
     pub device: Option<Device>,
 }
 
-#[derive(Debug)]
-struct DirRecord {
-    ino: u64,
-    parent: u64,
-    subdirectories: u32,
-    order: Order,
-}
-
-/// Where the sorted entries of a directory are.
-#[derive(Debug, Clone, Copy)]
-enum Order {
-    AsStored,
-    Rows { start: u32, end: u32 },
-}
-
 /// The sorted entries of one directory.
 #[derive(Clone, Copy)]
 pub(super) struct Listing<'a> {
@@ -103,8 +85,12 @@ impl View {
     /// Opens an image; fails if its directories do not form a tree.
     pub fn new(rootfs: impl Into<Arc<Rootfs>>) -> Result<Self, TreeError> {
         let rootfs = rootfs.into();
-        let survey = Survey::of(&rootfs)?;
-        Ok(survey.into_view(rootfs))
+        let found = survey(&rootfs)?;
+        let inodes = || found.visible.iter().filter_map(|ino| layers::resolve(&rootfs, ino));
+        let has_xattrs = inodes().any(|inode| inode.xattrs().next().is_some());
+        let files = inodes().filter(|inode| matches!(inode.kind(), Kind::File(_)));
+        let total_bytes = files.map(|file| size(file.kind())).fold(0, u64::saturating_add);
+        Ok(Self { has_xattrs, total_bytes, found, rootfs })
     }
 
     /// The decoded image.
@@ -166,7 +152,7 @@ impl View {
 
     /// How many inodes are visible.
     pub fn inodes(&self) -> u64 {
-        self.visible.len()
+        self.found.visible.len()
     }
 
     /// The sum of the sizes of all visible files, in bytes; a file with several names counts once.
@@ -176,7 +162,7 @@ impl View {
 
     /// The chunks that some path of the merged tree needs, sorted, once each.
     pub fn visible_chunks(&self) -> Vec<ChunkId> {
-        let maps = self.visible.iter().filter_map(|ino| self.file_map(ino));
+        let maps = self.found.visible.iter().filter_map(|ino| self.file_map(ino));
         let mut chunks: Vec<_> = maps.flat_map(FileMap::pieces).map(|piece| piece.blob.chunk).collect();
         chunks.sort_unstable();
         chunks.dedup();
@@ -199,12 +185,12 @@ impl View {
     }
 
     fn inode(&self, ino: u64) -> Option<Inode<'_>> {
-        if self.visible.contains(ino) { layers::resolve(&self.rootfs, ino) } else { None }
+        if self.found.visible.contains(ino) { layers::resolve(&self.rootfs, ino) } else { None }
     }
 
     fn directory(&self, ino: u64) -> Option<&DirRecord> {
-        let at = self.directories.binary_search_by_key(&ino, |record| record.ino).ok()?;
-        Some(&self.directories[at])
+        let at = self.found.directories.binary_search_by_key(&ino, |record| record.ino).ok()?;
+        Some(&self.found.directories[at])
     }
 
     fn describe(&self, inode: Inode<'_>) -> Node {
@@ -225,8 +211,8 @@ impl View {
         if let Kind::Dir(_) = kind {
             return self.directory(ino).map_or(2, |record| record.subdirectories.saturating_add(2));
         }
-        match self.links.binary_search_by_key(&ino, |(ino, _)| *ino) {
-            Ok(at) => self.links[at].1,
+        match self.found.links.binary_search_by_key(&ino, |(ino, _)| *ino) {
+            Ok(at) => self.found.links[at].1,
             Err(_) => 1,
         }
     }
@@ -244,9 +230,8 @@ impl<'a> Listing<'a> {
         match self.order {
             Order::AsStored => self.top.entry(at),
             Order::Rows { start, .. } => {
-                let row = self.view.rows[start as usize + at];
-                let directory = layers::directory(&self.view.rootfs, row.layer, self.ino);
-                directory.expect("rows are made from directories").entry(row.place as usize)
+                let row = self.view.found.rows[start as usize + at];
+                layers::entry(&self.view.rootfs, self.ino, row).expect("rows are made from directories")
             }
         }
     }
@@ -293,118 +278,133 @@ fn device(kind: Kind<'_>) -> Option<Device> {
     }
 }
 
-/// What the walk at the opening collects.
-#[derive(Default)]
-struct Survey {
-    directories: Vec<DirRecord>,
-    rows: Vec<Row>,
-    /// The inode of every name that is not a directory's.
-    names: Vec<u64>,
-}
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::sample::{Sample, image, place},
+        *,
+    };
 
-impl Survey {
-    fn of(rootfs: &Rootfs) -> Result<Self, TreeError> {
-        if !matches!(rootfs.inode(ROOT_INO).map(|root| root.kind()), Some(Kind::Dir(_))) {
-            return Err(TreeError::NoRoot);
-        }
-        let mut survey = Self::default();
-        let mut seen = HashSet::from([ROOT_INO]);
-        // The root is its own parent, as `..` has it.
-        let mut waiting = vec![(ROOT_INO, ROOT_INO)];
-        while let Some((ino, parent)) = waiting.pop() {
-            let record = survey.visit(rootfs, ino, parent, &mut |subdirectory| {
-                let fresh = seen.insert(subdirectory);
-                if fresh {
-                    waiting.push((subdirectory, ino));
-                }
-                fresh
-            });
-            match record {
-                Ok(record) => survey.directories.push(record),
-                Err(twice) => {
-                    waiting.push((ino, parent));
-                    return Err(survey.two_parents(&waiting, twice, ino));
-                }
-            }
-            if u32::try_from(survey.rows.len()).is_err() || u32::try_from(survey.names.len()).is_err() {
-                return Err(TreeError::TooManyEntries);
-            }
-        }
-        Ok(survey)
+    fn view(layers: Vec<crate::format::Layer>) -> View {
+        View::new(image(layers)).unwrap()
     }
 
-    /// Takes the entries of one directory in. `Err` is a subdirectory that was seen before.
-    fn visit(
-        &mut self,
-        rootfs: &Rootfs,
-        ino: u64,
-        parent: u64,
-        enter: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<DirRecord, u64> {
-        let mut subdirectories = 0u32;
-        let mut take = |entry: DirEntry<'_>, names: &mut Vec<u64>| match layers::resolve(rootfs, entry.ino)
-            .map(|inode| inode.kind())
-        {
-            Some(Kind::Dir(_)) if !enter(entry.ino) => Err(entry.ino),
-            Some(Kind::Dir(_)) => {
-                subdirectories += 1;
-                Ok(())
-            }
-            _ => {
-                names.push(entry.ino);
-                Ok(())
-            }
+    fn paths(view: &View) -> Vec<String> {
+        view.walk().map(|step| format!("{} {}", String::from_utf8_lossy(&step.path), step.node.ino)).collect()
+    }
+
+    #[test]
+    fn the_topmost_layer_that_has_an_inode_says_what_it_is() {
+        let top = Sample::new().dir(1, &[("d", 2), ("f", 3)]).dir(2, &[("new", 4)]).empty_file(4).layer();
+        let old = Sample::new().dir(1, &[("gone", 9)]).empty_file(2).empty_file(3).empty_file(9).layer();
+        let view = view(vec![top, old]);
+        assert_eq!(paths(&view), ["/ 1", "/d 2", "/d/new 4", "/f 3"]);
+        assert_eq!(view.node(2).unwrap().kind, FileKind::Directory);
+        assert_eq!(view.node(9), None, "hidden by the root of the top layer");
+        assert_eq!(view.inodes(), 4);
+    }
+
+    #[test]
+    fn a_whiteout_is_no_entry_and_the_rest_is_listed() {
+        let top = Sample::new().dir(1, &[("gone", 2), ("a", 3)]).whiteout(2).layer();
+        let view = view(vec![top, Sample::new().dir(1, &[]).empty_file(2).empty_file(3).layer()]);
+        assert_eq!(paths(&view), ["/ 1", "/a 3"]);
+        assert_eq!(view.lookup(1, b"gone"), None);
+        assert_eq!(view.node(2), None);
+    }
+
+    #[test]
+    fn of_two_entries_with_one_name_the_first_counts_also_if_it_is_a_whiteout() {
+        let top =
+            Sample::new().dir(1, &[("x", 3), ("x", 2), ("y", 4), ("y", 2)]).empty_file(2).empty_file(3).whiteout(4);
+        assert_eq!(paths(&view(vec![top.layer()])), ["/ 1", "/x 3"]);
+    }
+
+    #[test]
+    fn looking_below_goes_on_as_long_as_directories_ask_for_it() {
+        let layers = |middle: Sample| {
+            let top = Sample::new().dir_looking_below(1, &[("a", 2), ("gone", 9)]).empty_file(2).whiteout(9).layer();
+            let bottom = Sample::new().dir(1, &[("c", 5)]).empty_file(3).empty_file(4).empty_file(5).layer();
+            vec![top, middle.layer(), bottom]
         };
-        let order = match layers::merge(rootfs, ino) {
-            Entries::AsStored => {
-                let Some(Kind::Dir(directory)) = rootfs.inode(ino).map(|inode| inode.kind()) else { return Err(ino) };
-                directory.entries().try_for_each(|entry| take(entry, &mut self.names))?;
-                Order::AsStored
+        let open = view(layers(Sample::new().dir_looking_below(1, &[("a", 3), ("b", 4), ("gone", 3)])));
+        assert_eq!(paths(&open), ["/ 1", "/a 2", "/b 4", "/c 5"]);
+        let closed = view(layers(Sample::new().dir(1, &[("b", 4)])));
+        assert_eq!(paths(&closed), ["/ 1", "/a 2", "/b 4"]);
+        let passed = view(layers(Sample::new().empty_file(7)));
+        assert_eq!(paths(&passed), ["/ 1", "/a 2", "/c 5"], "a layer without the directory has no say");
+        let ended = view(layers(Sample::new().whiteout(1)));
+        assert_eq!(paths(&ended), ["/ 1", "/a 2"]);
+    }
+
+    #[test]
+    fn links_are_names_and_directories_count_their_subdirectories() {
+        let layer = Sample::new()
+            .dir(1, &[("a", 2), ("b", 2), ("d", 3), ("e", 4)])
+            .empty_file(2)
+            .dir(3, &[("c", 2), ("single", 5)])
+            .dir(4, &[])
+            .empty_file(5);
+        let view = view(vec![layer.layer()]);
+        let nlink = |ino| view.node(ino).unwrap().nlink;
+        assert_eq!([nlink(1), nlink(2), nlink(3), nlink(4), nlink(5)], [4, 3, 2, 2, 1]);
+        assert_eq!([view.parent(1), view.parent(3), view.parent(2)], [Some(1), Some(1), None]);
+    }
+
+    #[test]
+    fn what_is_not_a_tree_is_refused_by_the_number_of_the_directory() {
+        let refusal = |layer: Sample| View::new(image(vec![layer.layer()])).err().unwrap();
+        let own = Sample::new().dir(1, &[("d", 5)]).dir(5, &[("d", 5)]);
+        assert_eq!(refusal(own), TreeError::TwoParents { ino: 5, first: 1, second: 5 });
+        let cycle = Sample::new().dir(1, &[("a", 2)]).dir(2, &[("b", 3)]).dir(3, &[("a", 2)]);
+        assert_eq!(refusal(cycle), TreeError::TwoParents { ino: 2, first: 1, second: 3 });
+        let twice = Sample::new().dir(1, &[("a", 2), ("b", 2)]).dir(2, &[]);
+        assert_eq!(refusal(twice), TreeError::TwoParents { ino: 2, first: 1, second: 1 });
+        assert_eq!(refusal(Sample::new().dir(1, &[("a", 1)])), TreeError::RootBelow { parent: 1 });
+        assert_eq!(refusal(Sample::new().empty_file(1)), TreeError::NoRoot);
+        assert!(refusal(Sample::new().dir(1, &[("d", 5)]).dir(5, &[("d", 5)])).to_string().contains("inode 5"));
+    }
+
+    #[test]
+    fn a_cycle_that_no_path_leads_to_does_not_matter() {
+        let view = view(vec![Sample::new().dir(1, &[]).dir(2, &[("b", 3)]).dir(3, &[("a", 2)]).layer()]);
+        assert_eq!(paths(&view), ["/ 1"]);
+        assert_eq!((view.node(2), view.parent(2), view.lookup(2, b"b")), (None, None, None));
+    }
+
+    #[test]
+    fn a_tree_as_deep_as_can_be_costs_no_stack() {
+        const DEPTH: u64 = 20_000;
+        let layer = (1..DEPTH).fold(Sample::new(), |layer, ino| layer.dir(ino, &[("d", ino + 1)])).dir(DEPTH, &[]);
+        let view = view(vec![layer.layer()]);
+        assert_eq!(view.walk().last().unwrap().node.ino, DEPTH);
+    }
+
+    #[test]
+    fn a_directory_is_listed_in_order_from_any_offset_and_every_name_is_found() {
+        for stored in [["a", "b", "c", "d"], ["d", "b", "c", "a"]] {
+            let entries: Vec<_> = stored.iter().zip(2..).map(|(name, ino)| (*name, ino)).collect();
+            let layer = (2..6).fold(Sample::new().dir(1, &entries), Sample::empty_file);
+            let view = view(vec![layer.layer()]);
+            for offset in 0..6 {
+                let names: Vec<_> = view.read_dir(1, offset).unwrap().map(|(name, _)| name).collect();
+                assert_eq!(names, [&b"a"[..], b"b", b"c", b"d"][offset.min(4)..]);
             }
-            Entries::Rows(rows) => {
-                for row in &rows {
-                    let directory = layers::directory(rootfs, row.layer, ino).expect("rows are made from directories");
-                    take(directory.entry(row.place as usize), &mut self.names)?;
-                }
-                self.keep(rows)
+            for (name, ino) in entries {
+                assert_eq!(view.lookup(1, name.as_bytes()).unwrap().ino, ino);
             }
-        };
-        Ok(DirRecord { ino, parent, subdirectories, order })
+            assert!([&b""[..], b"aa", b"e"].iter().all(|name| view.lookup(1, name).is_none()));
+        }
     }
 
-    fn keep(&mut self, rows: Vec<Row>) -> Order {
-        let index = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
-        let start = index(self.rows.len());
-        self.rows.extend(rows);
-        Order::Rows { start, end: index(self.rows.len()) }
+    #[test]
+    fn only_chunks_of_visible_files_are_visible() {
+        let piece = |stored: &[u8]| [(place(stored, 0, false), stored.len() as u64)];
+        let top = Sample::new().dir(1, &[("f", 2), ("g", 3)]).file(2, &piece(b"new")).layer();
+        let old =
+            Sample::new().dir(1, &[("f", 2)]).file(2, &piece(b"old")).file(3, &piece(b"new")).file(4, &piece(b"x"));
+        let view = view(vec![top, old.layer()]);
+        assert_eq!(view.visible_chunks(), [place(b"new", 0, false).chunk]);
+        assert_eq!(view.total_bytes(), 6);
     }
-
-    fn two_parents(&self, waiting: &[(u64, u64)], ino: u64, second: u64) -> TreeError {
-        let visited = self.directories.iter().map(|record| (record.ino, record.parent));
-        let known = visited.chain(waiting.iter().copied()).find(|(known, _)| *known == ino);
-        let first = known.map_or(0, |(_, parent)| if ino == ROOT_INO { 0 } else { parent });
-        TreeError::TwoParents { ino, first, second }
-    }
-
-    fn into_view(mut self, rootfs: Arc<Rootfs>) -> View {
-        self.directories.sort_unstable_by_key(|record| record.ino);
-        self.directories.shrink_to_fit();
-        self.rows.shrink_to_fit();
-        self.names.sort();
-        let links = repeated(&self.names);
-        self.names.extend(self.directories.iter().map(|record| record.ino));
-        self.names.sort();
-        let visible = Numbers::from_sorted(self.names.into_iter());
-        let inodes = || visible.iter().filter_map(|ino| layers::resolve(&rootfs, ino));
-        let has_xattrs = inodes().any(|inode| inode.xattrs().next().is_some());
-        let sizes = inodes().filter(|inode| matches!(inode.kind(), Kind::File(_))).map(|inode| size(inode.kind()));
-        let total_bytes = sizes.fold(0, u64::saturating_add);
-        View { directories: self.directories, rows: self.rows, links, visible, has_xattrs, total_bytes, rootfs }
-    }
-}
-
-/// The numbers that stand in the sorted list more than once, with how often they do.
-fn repeated(sorted: &[u64]) -> Vec<(u64, u32)> {
-    let runs = sorted.chunk_by(|one, next| one == next).filter(|run| run.len() > 1);
-    runs.map(|run| (run[0], u32::try_from(run.len()).unwrap_or(u32::MAX))).collect()
 }

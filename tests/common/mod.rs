@@ -155,7 +155,7 @@ impl TestStore {
 
     /// Gathers and plans.
     pub fn plan(&self, policy: Policy) -> Result<GcPlan, GcError> {
-        Ok(plan(Facts::gather(&self.store, Roots::Current, &Silent)?, policy, now()))
+        Ok(plan(Facts::gather(&self.store, Roots::Current, now(), &Silent)?, policy, now()))
     }
 
     /// Collects, and demands that the plan has said exactly what happened.
@@ -207,7 +207,7 @@ pub fn by_tag(text: &str) -> Selector {
 
 /// Everything unneeded goes, however young.
 pub fn at_once() -> Policy {
-    Policy { min_age_seconds: 0, ..Policy::default() }
+    Policy { min_age_seconds: 0, hold: pfs::gc::Hold::Seconds(0), ..Policy::default() }
 }
 
 /// The rootfs and the manifest of an image.

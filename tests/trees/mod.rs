@@ -1,12 +1,22 @@
 //! Golden stores, unpacked, and what their trees must list.
 
+#![allow(dead_code, reason = "each test program uses some of it")]
+
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs,
     io::Write,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileTypeExt, MetadataExt},
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
+
+use pfs::name::Digest;
+use serde_json::{Map, Value, json};
 
 /// The stores; each has the four tags of [`TAGS`].
 pub const STORES: [&str; 3] = ["puzzlefs-0.1.0", "puzzlefs-0.2.0", "puzzlefs-248f74f"];
@@ -16,7 +26,7 @@ pub const TAGS: [(&str, &str); 4] =
     [("base", "base"), ("base-zstd", "base"), ("next-delta", "next"), ("next-delta-zstd", "next")];
 
 /// The rows of a listing by path.
-pub type Listing = BTreeMap<String, serde_json::Value>;
+pub type Listing = BTreeMap<String, Value>;
 
 pub fn golden(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file)
@@ -40,7 +50,7 @@ pub fn expected(listing: &str) -> Listing {
 /// Python writes a byte that is not UTF-8 as a lone surrogate, which is no JSON; here it stays the six characters.
 pub fn parse(lines: &str) -> Listing {
     let lines = lines.replace("\\udc", "\\\\udc");
-    let rows = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let rows = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     rows.map(|row| (row["path"].to_string(), row)).collect()
 }
 
@@ -51,4 +61,64 @@ pub fn assert_same(found: &Listing, expected: &Listing, what: &str) {
     let rows =
         differ.iter().map(|path| format!("\n found    {:?}\n expected {:?}", found.get(*path), expected.get(*path)));
     assert!(differ.is_empty(), "{what}: {}", rows.collect::<String>());
+}
+
+/// Lists a directory as `list-tree.py` does.
+pub fn list(dir: &Path) -> Listing {
+    let entries = walkdir::WalkDir::new(dir).into_iter().map(|entry| entry.unwrap());
+    let rows = entries.map(|entry| {
+        let inside = entry.path().strip_prefix(dir).unwrap().as_os_str().as_bytes();
+        describe(entry.path(), &[b"/", inside].concat())
+    });
+    rows.map(|row| (row["path"].to_string(), row)).collect()
+}
+
+fn describe(path: &Path, name: &[u8]) -> Value {
+    let meta = fs::symlink_metadata(path).unwrap();
+    let kind = kind(meta.file_type());
+    let mut row = json!({"path": text(name), "type": kind, "uid": meta.uid(), "gid": meta.gid()});
+    match kind {
+        "symlink" => row["target"] = text(fs::read_link(path).unwrap().as_os_str().as_bytes()).into(),
+        _ => row["mode"] = format!("{:04o}", meta.mode() & 0o7777).into(),
+    }
+    if kind == "file" {
+        row["nlink"] = meta.nlink().into();
+        row["size"] = meta.size().into();
+        row["sha256"] = Digest::of(&fs::read(path).unwrap()).to_string().into();
+    }
+    if let "chr" | "blk" = kind {
+        row["rdev"] = json!([rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev())]);
+    }
+    let names = xattr::list(path).unwrap();
+    let value = |name: &OsString| hex(&xattr::get(path, name).unwrap().unwrap());
+    let xattrs: Map<_, _> = names.map(|name| (text(name.as_bytes()), value(&name).into())).collect();
+    if !xattrs.is_empty() {
+        row["xattrs"] = xattrs.into();
+    }
+    row
+}
+
+fn kind(of: fs::FileType) -> &'static str {
+    match of {
+        _ if of.is_file() => "file",
+        _ if of.is_dir() => "dir",
+        _ if of.is_symlink() => "symlink",
+        _ if of.is_fifo() => "fifo",
+        _ if of.is_socket() => "socket",
+        _ if of.is_char_device() => "chr",
+        _ => "blk",
+    }
+}
+
+/// Bytes as Python's `os.fsdecode` and `json.dumps` write them, read back as [`parse`] does.
+pub fn text(bytes: &[u8]) -> String {
+    let escape = |byte: u8| format!("\\udc{byte:02x}");
+    let chunk = |chunk: std::str::Utf8Chunk<'_>| {
+        chunk.valid().to_owned() + &chunk.invalid().iter().copied().map(escape).collect::<String>()
+    };
+    bytes.utf8_chunks().map(chunk).collect()
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

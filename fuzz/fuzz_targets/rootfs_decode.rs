@@ -1,0 +1,55 @@
+//! A rootfs message of either version: decoded, every value of it looked at, written, read again, and
+//! opened as a tree.
+//!
+//! Input: four bytes, the length of the message in little-endian order; the message; the one metadata blob that every
+//! reference of a version 2 message leads to.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use pfs::{
+    format::{Kind, Layer, Limits, Rootfs},
+    tree::View,
+};
+
+const LIMITS: Limits = Limits { message_bytes: 1 << 20 };
+
+fuzz_target!(|input: &[u8]| {
+    let Some((len, rest)) = input.split_first_chunk::<4>() else { return };
+    let (message, metadata) = rest.split_at(rest.len().min(u32::from_le_bytes(*len) as usize));
+    let Ok(rootfs) = Rootfs::decode(message, &LIMITS, &mut |_| Ok(metadata.to_vec())) else { return };
+    let chunks = rootfs.chunks();
+    for layer in rootfs.layers() {
+        assert!(layer.chunks().iter().all(|chunk| chunks.binary_search(chunk).is_ok()));
+        look_at_inodes(&rootfs, layer);
+    }
+    let written = rootfs.encode().expect("what was decoded can be written");
+    let again = Rootfs::decode(&written, &Limits::default(), &mut |_| unreachable!("version 3 has no metadata blobs"));
+    let again = again.expect("what was written can be decoded");
+    assert_eq!(again.chunks(), chunks);
+    assert_eq!(again.encode().expect("it was written before"), written);
+    if let Ok(view) = View::new(again) {
+        assert!(view.walk().count() as u64 >= view.inodes());
+        assert!(view.visible_chunks().iter().all(|chunk| chunks.binary_search(chunk).is_ok()));
+    }
+});
+
+fn look_at_inodes(rootfs: &Rootfs, layer: &Layer) {
+    for inode in layer.inodes() {
+        assert_eq!(layer.inode(inode.ino()).map(|found| found.ino()), Some(inode.ino()));
+        assert!(inode.permissions() <= 0o7777);
+        assert!(inode.xattrs().all(|(key, _)| !key.is_empty()));
+        match inode.kind() {
+            Kind::Dir(dir) => assert!(dir.entries().all(|entry| rootfs.inode(entry.ino).is_some())),
+            Kind::File(map) => {
+                let ends = map.pieces().map(|piece| piece.file_offset + piece.len);
+                assert_eq!(ends.last().unwrap_or(0), map.size());
+                assert!(
+                    map.pieces_from(map.size() / 2)
+                        .all(|piece| layer.chunks()[piece.slot as usize] == piece.blob.chunk)
+                );
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! `pfs mounts`.
+
+use std::path::PathBuf;
+
+use pfs::{
+    mount::{self, Life, MountState},
+    store::Store,
+};
+use serde_json::json;
+
+use super::{
+    Context, Ending,
+    output::{age, print, print_json, table},
+};
+
+/// List the mounts of a store, or of every store that has one here.
+///
+/// Mounts in other containers are known by their leases. "dead" is a mount whose process was killed; pfs umount clears
+/// it away.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  pfs mounts\n  pfs mounts /srv/oci\n  pfs mounts --json /srv/oci")]
+pub struct Args {
+    /// The layout directory.
+    store: Option<PathBuf>,
+    /// One JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(context: &Context, args: Args) -> Ending {
+    let named = args.store.as_ref().or(context.globals.store.as_ref());
+    let store = named.map(|path| Store::open(path)).transpose()?;
+    let mut mounts = mount::mounts(store.as_ref())?;
+    if let Some(store) = &store {
+        mounts.retain(|state| state.store.as_deref() == Some(store.path()));
+    }
+    if args.json {
+        let mounts: Vec<_> = mounts.iter().map(document).collect();
+        print_json(&json!({"schema": "pfs.mounts/1", "mounts": mounts}))?;
+    } else if context.globals.quiet {
+        print(&mounts.iter().map(|state| mountpoint(state) + "\n").collect::<String>())?;
+    } else {
+        let now = context.now_seconds();
+        let rows = mounts.iter().map(|state| row(state, now)).collect();
+        print(&table(&["IMAGE", "MOUNTPOINT", "DIGEST", "PID", "SINCE", "STATE"], &[3], rows))?;
+    }
+    Ok(0)
+}
+
+fn row(state: &MountState, now: i64) -> Vec<String> {
+    vec![
+        image(state),
+        mountpoint(state),
+        state.manifest.map_or_else(|| "?".into(), |manifest| manifest.short()),
+        state.pid.map_or_else(|| "?".into(), |pid| pid.to_string()),
+        state.since.map_or_else(|| "?".into(), |since| age(now - since.as_second())),
+        life(state.life).into(),
+    ]
+}
+
+fn image(state: &MountState) -> String {
+    let store = state.store.as_ref().map_or_else(|| "?".into(), |store| store.display().to_string());
+    let built = state.tag.as_ref().map(|tag| format!("{store}:{tag}"));
+    state.source.clone().or(built).unwrap_or(store)
+}
+
+fn mountpoint(state: &MountState) -> String {
+    state.mountpoint.as_ref().map_or_else(|| "?".into(), |path| path.display().to_string())
+}
+
+fn life(life: Life) -> &'static str {
+    match life {
+        Life::Live => "live",
+        Life::DeadMount => "dead",
+        Life::DeadLease => "ended",
+        Life::NoLease => "no lease",
+    }
+}
+
+fn document(state: &MountState) -> serde_json::Value {
+    json!({
+        "store": state.store,
+        "tag": state.tag,
+        "manifest": state.manifest,
+        "mountpoint": state.mountpoint,
+        "source": state.source,
+        "pid": state.pid,
+        "since": state.since.map(|since| since.to_string()),
+        "lease": state.lease,
+        "state": life(state.life),
+    })
+}

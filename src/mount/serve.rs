@@ -1,0 +1,206 @@
+//! One image from its tag to the end of its mount.
+//!
+//! The lease is taken before the tag is resolved and under the store's shared lock, so there is no moment in which a
+//! collector could find the image unused; it is held until the kernel has let go of the mount.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+};
+
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+    low_level::emulate_default_handler,
+};
+
+use super::{
+    MountError, MountOptions, attach,
+    detach::{WhenBusy, detach},
+    preflight,
+};
+use crate::{
+    format::Rootfs,
+    fuse::{Image, Session},
+    graph::{self, LoadedImage},
+    name::{ChunkId, Digest, ImageRef, ManifestId, RootfsId, Selector},
+    store::{Lease, LeaseKind, LeaseRecord, Store},
+    tree::{ChunkReader, ChunkSource, DamageObserver, View},
+};
+
+/// What is to be mounted where.
+#[derive(Debug, Clone)]
+pub struct MountRequest {
+    /// The image.
+    pub image: ImageRef,
+    /// The directory.
+    pub mountpoint: PathBuf,
+    /// How.
+    pub options: MountOptions,
+}
+
+/// An image in the mount table. Nothing answers for it before [`Mounted::serve`].
+pub struct Mounted {
+    session: Session,
+    held: HeldLease,
+    mountpoint: PathBuf,
+    pins: Pins,
+}
+
+/// The blobs that get a second name, so that the mount survives when a foreign tool unlinks the first.
+struct Pins {
+    store: Arc<Store>,
+    manifest: ManifestId,
+    rootfs_id: RootfsId,
+    rootfs: Arc<Rootfs>,
+}
+
+impl Pins {
+    /// Makes them, in a thread of its own: it may take a second, and a mount works without.
+    fn make(self) -> Option<thread::JoinHandle<()>> {
+        // Without the thread, or where a link is refused, the mount is only less safe from other tools.
+        let make = move || {
+            let own = [self.manifest.0, self.rootfs_id.0];
+            let metadata = self.rootfs.metadata_blobs().iter().copied();
+            let chunks = self.rootfs.chunks().into_iter().map(Digest::from);
+            let blobs: Vec<Digest> = own.into_iter().chain(metadata).chain(chunks).collect();
+            let _ = self.store.link_pins(&self.manifest.0, &blobs);
+        };
+        thread::Builder::new().name("pfs-pins".into()).spawn(make).ok()
+    }
+}
+
+/// A lease whose file goes when it does; the store that it is in.
+struct HeldLease {
+    store: Arc<Store>,
+    lease: Option<Lease>,
+    manifest: Option<Digest>,
+}
+
+impl Drop for HeldLease {
+    fn drop(&mut self) {
+        let Some(lease) = self.lease.take() else { return };
+        // Pins or a lease file that stay are dead from now on, and any collector removes them.
+        if let (Some(manifest), Ok(guard)) = (self.manifest, self.store.lock_exclusive()) {
+            let _ = self.store.remove_pins_of_ending(&guard, &manifest, &lease);
+        }
+        let _ = self.store.release(lease);
+    }
+}
+
+/// The chunks of a store, wherever in it they are.
+struct StoreChunks(Arc<Store>);
+
+impl ChunkSource for StoreChunks {
+    fn open(&self, chunk: &ChunkId) -> io::Result<File> {
+        self.0.open_blob(&chunk.0).map_err(|error| match error.is_not_found() {
+            true => io::Error::new(io::ErrorKind::NotFound, error),
+            false => io::Error::other(error),
+        })
+    }
+}
+
+/// Mounts an image. `now` goes into the lease; `on_damage` hears of each damaged chunk once.
+pub fn mount(request: &MountRequest, now: jiff::Timestamp, on_damage: DamageObserver) -> Result<Mounted, MountError> {
+    let mountpoint = preflight::mountpoint(&request.mountpoint)?;
+    preflight::fuse(rustix::process::geteuid().is_root())?;
+    let store = Arc::new(Store::open(&request.image.store)?);
+    let source = ImageRef { store: store.path().into(), selector: request.image.selector.clone() }.to_string();
+    let (held, image) = lease_and_load(&store, &request.image.selector, &mountpoint, now)?;
+    let (manifest, rootfs_id) = (image.manifest, image.rootfs_id);
+    let view = View::new(image.rootfs).map_err(|cause| MountError::Tree { image: source.clone(), source: cause })?;
+    let pins = Pins { store: store.clone(), manifest, rootfs_id, rootfs: view.rootfs().clone() };
+    let chunks = ChunkReader::new(Box::new(StoreChunks(store)), request.options.verify, on_damage);
+    let image = Image::new(Arc::new(view), Arc::new(chunks));
+    let session = attach::attach(image, &mountpoint, &source, &request.options)?;
+    let mounted = Mounted { session, held, mountpoint, pins };
+    mounted.prepare(&request.options)?;
+    Ok(mounted)
+}
+
+fn lease_and_load(
+    store: &Arc<Store>,
+    selector: &Selector,
+    mountpoint: &Path,
+    now: jiff::Timestamp,
+) -> Result<(HeldLease, LoadedImage), MountError> {
+    let guard = store.lock_shared()?;
+    let mut record = LeaseRecord::of_this_process(LeaseKind::Mount, now);
+    record.mountpoint = Some(mountpoint.into());
+    let lease = Some(store.take_lease(&guard, &record)?);
+    let mut held = HeldLease { store: store.clone(), lease, manifest: None };
+    let index = store.index()?;
+    // So that a later collector knows these blobs for published ones. Not being able to note it only makes it patient.
+    let _ = store.log_index(&index);
+    let picked = graph::pick(index.document(), selector)?;
+    let image = graph::load_image(&**store, &picked.digest, picked.kind)?;
+    record.tag =
+        picked.places.iter().find_map(|at| index.document().entries()[*at].tag.as_ref()).map(ToString::to_string);
+    held.manifest = Some(image.manifest.0);
+    record.manifest = held.manifest;
+    record.rootfs = Some(image.rootfs_id.0);
+    if let Some(lease) = &held.lease {
+        lease.update(&guard, &record)?;
+    }
+    Ok((held, image))
+}
+
+impl Mounted {
+    /// Where it is mounted, absolute.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    fn prepare(&self, options: &MountOptions) -> Result<(), MountError> {
+        match options.read_ahead_kb {
+            Some(kb) => attach::raise_read_ahead(&self.mountpoint, kb),
+            None => Ok(()),
+        }
+    }
+
+    /// Answers the kernel until the image is unmounted, by whomever. Calls `on_ready` once the mount answers; if it or the
+    /// first look at the mount fails, unmounts. SIGTERM, SIGINT and SIGHUP unmount; where files are open, the mount goes out
+    /// of sight and ends with the last of them, and a second signal ends the process at once.
+    pub fn serve(self, on_ready: impl FnOnce() -> Result<(), MountError>) -> Result<(), MountError> {
+        let Self { session, held, mountpoint, pins } = self;
+        let signals = unmount_on_signals(&mountpoint)?;
+        let serving = thread::Builder::new().name("pfs-serve".into()).spawn(move || session.run());
+        let serving = serving.map_err(MountError::system("start a thread"))?;
+        let ready = fs::metadata(&mountpoint).map_err(MountError::system("look at the mount")).and_then(|_| on_ready());
+        let pinning = match ready {
+            Ok(()) => pins.make(),
+            Err(_) => {
+                detach(&mountpoint, WhenBusy::Detach)?;
+                None
+            }
+        };
+        let served = serving.join().map_err(|_| io::Error::other("a thread panicked")).flatten();
+        signals.close();
+        let _ = pinning.map(thread::JoinHandle::join);
+        drop(held);
+        ready.and(served.map_err(MountError::system("serve the mount")))
+    }
+}
+
+fn unmount_on_signals(mountpoint: &Path) -> Result<signal_hook::iterator::Handle, MountError> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(MountError::system("handle signals"))?;
+    let handle = signals.handle();
+    let mountpoint = mountpoint.to_owned();
+    let unmount = move || {
+        let mut detached = false;
+        for signal in &mut signals {
+            // A mount that is gone already has ended the session, and with it this process, in a moment.
+            if detached
+                || detach(&mountpoint, WhenBusy::Refuse).is_err() && detach(&mountpoint, WhenBusy::Detach).is_err()
+            {
+                let _ = emulate_default_handler(signal);
+            }
+            detached = true;
+        }
+    };
+    thread::Builder::new().name("pfs-signals".into()).spawn(unmount).map_err(MountError::system("start a thread"))?;
+    Ok(handle)
+}

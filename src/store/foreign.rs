@@ -1,0 +1,72 @@
+//! Traces of other programs that write to a layout.
+
+use std::path::PathBuf;
+
+use super::{Store, StoreError, error::At};
+use crate::name::Digest;
+
+/// Traces of other writers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ForeignTraces {
+    /// Files in the layout that are neither of the layout nor ours: temporary files of other tools, most likely. With the
+    /// newest of their times, in seconds since 1970.
+    pub files: Vec<(PathBuf, i64)>,
+    /// When the index was last written, if pfs has not seen its present text before.
+    pub unknown_index_seconds: Option<i64>,
+    /// How many entries of the index that pfs saw last are gone, though no pfs command took them out.
+    pub lost_entries: u64,
+    /// The kind of network or user-space filesystem that the store lies on, if it does.
+    pub remote_filesystem: Option<&'static str>,
+}
+
+/// What belongs to a layout or to us.
+const KNOWN: &[&str] = &["oci-layout", "index.json", "blobs", super::layout::STATE];
+
+/// From `linux/magic.h` and the filesystems' own headers.
+const REMOTE: &[(u64, &str)] = &[
+    (0x6969, "nfs"),
+    (0xff53_4d42, "cifs"),
+    (0xfe53_4d42, "smb2"),
+    (0x517b, "smb"),
+    (0x0102_1997, "9p"),
+    (0x00c3_6400, "ceph"),
+    (0x6573_5546, "fuse"),
+    (0x5346_414f, "afs"),
+    (0x0bd0_0bd0, "lustre"),
+    (0x0161_1970, "gfs2"),
+    (0x7461_636f, "ocfs2"),
+];
+
+impl Store {
+    /// Looks for traces. Writes nothing.
+    pub fn foreign_traces(&self) -> Result<ForeignTraces, StoreError> {
+        let mut traces = ForeignTraces { remote_filesystem: self.remote_filesystem()?, ..ForeignTraces::default() };
+        for name in self.root.names()? {
+            let name = String::from_utf8_lossy(&name).into_owned();
+            if KNOWN.contains(&name.as_str()) {
+                continue;
+            }
+            if let Some(stat) = self.root.stat(&name)? {
+                traces.files.push((self.root.join(&name), stat.stx_mtime.tv_sec.max(stat.stx_ctime.tv_sec)));
+            }
+        }
+        let index = self.index()?;
+        let history = self.index_history()?;
+        if !history.is_empty() && !history.iter().any(|known| Digest::of(known.bytes()) == index.digest()) {
+            let stat = self.root.stat("index.json")?;
+            traces.unknown_index_seconds = stat.map(|stat| stat.stx_mtime.tv_sec.max(stat.stx_ctime.tv_sec));
+        }
+        if let Some(last) = history.first() {
+            let kept = |digest| index.document().entries().iter().any(|entry| entry.descriptor.digest == digest);
+            let gone = last.entries().iter().filter(|entry| !kept(entry.descriptor.digest.clone()));
+            traces.lost_entries = gone.count() as u64;
+        }
+        Ok(traces)
+    }
+
+    fn remote_filesystem(&self) -> Result<Option<&'static str>, StoreError> {
+        let stat = rustix::fs::fstatfs(&self.blobs).at("read the filesystem of", self.blobs.path())?;
+        let kind = (stat.f_type as u64) & 0xffff_ffff;
+        Ok(REMOTE.iter().find(|(magic, _)| *magic == kind).map(|(_, name)| *name))
+    }
+}

@@ -1,0 +1,154 @@
+//! `.pfs/pins/<manifest>/<hex>`: hard links to the blobs of mounted images.
+//!
+//! Other tools know nothing of leases: `umoci gc` unlinks what a mount still reads. A second name of our own keeps the file.
+//! All mounts of a manifest share one directory; it goes when no live lease names that manifest.
+
+use std::{collections::HashMap, io};
+
+use rustix::fs::FileType;
+
+use super::{ExclusiveGuard, Lease, Store, StoreError, disk::Dir, error::At};
+use crate::name::Digest;
+
+/// What pinning came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PinCount {
+    /// Blobs that have a second name now.
+    pub linked: u64,
+    /// Blobs that could not be had: missing, or the filesystem or its rules forbid the link.
+    pub failed: u64,
+}
+
+/// The names that ended mounts have left behind.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StalePins {
+    /// The manifests whose directories are stale.
+    pub manifests: Vec<Digest>,
+    /// For each file, by device and inode number: how many stale names it has, how many names in all, and its size.
+    pub files: HashMap<(u64, u64), (u32, u32, u64)>,
+}
+
+const PINS: &str = "pins";
+
+impl Store {
+    /// Gives the blobs of a mounted image a second name. The mount works without; so failures are counted, not returned.
+    pub fn link_pins(&self, manifest: &Digest, blobs: &[Digest]) -> Result<PinCount, StoreError> {
+        let dir = self.state()?.make_sub(PINS)?.make_sub(&manifest.to_string())?;
+        let mut count = PinCount::default();
+        for blob in blobs {
+            let name = blob.to_string();
+            match self.blobs.link_to(&name, &dir, &name) {
+                Ok(()) => count.linked += 1,
+                Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => count.linked += 1,
+                Err(_) => count.failed += 1,
+            }
+        }
+        Ok(count)
+    }
+
+    /// How many blobs of a mounted image have a second name.
+    pub fn linked_pins(&self, manifest: &Digest) -> Result<u64, StoreError> {
+        match self.pins_of(manifest)? {
+            Some(dir) => Ok(dir.names()?.len() as u64),
+            None => Ok(0),
+        }
+    }
+
+    /// Puts a pinned blob back under its name in `blobs/`, where somebody has unlinked it. `false` if no pin has it.
+    pub fn heal_from_pins(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let name = digest.to_string();
+        for dir in self.pin_dirs()? {
+            match dir.1.link_to(&name, &self.blobs, &name) {
+                Ok(()) => return Ok(true),
+                Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => return Ok(true),
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(source).at("put back", self.blobs.join(&name)),
+            }
+        }
+        Ok(false)
+    }
+
+    /// The pins of manifests that no live lease names.
+    pub fn stale_pins(&self) -> Result<StalePins, StoreError> {
+        self.stale_pins_but_for(None)
+    }
+
+    /// The same, when the lease `ending` is about to be released.
+    fn stale_pins_but_for(&self, ending: Option<&str>) -> Result<StalePins, StoreError> {
+        let dirs = self.pin_dirs()?;
+        // The directories first: a mount takes its lease before it pins.
+        let leases = self.leases()?;
+        let live = |manifest: &Digest| {
+            let records = leases
+                .iter()
+                .filter(|lease| lease.live && Some(lease.id.as_str()) != ending)
+                .filter_map(|lease| lease.record.as_ref());
+            records.filter_map(|record| record.manifest).any(|named| named == *manifest)
+        };
+        let mut stale = StalePins::default();
+        for (manifest, dir) in dirs.into_iter().filter(|(manifest, _)| !live(manifest)) {
+            for name in dir.names()? {
+                let Some(stat) = dir.stat(&String::from_utf8_lossy(&name))? else { continue };
+                let identity = (rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino);
+                let file = stale.files.entry(identity).or_insert((0, stat.stx_nlink, stat.stx_size));
+                file.0 += 1;
+            }
+            stale.manifests.push(manifest);
+        }
+        Ok(stale)
+    }
+
+    /// Removes the pins of a manifest that no live lease names; gives the bytes that only they held.
+    pub fn remove_stale_pins(&self, held: &ExclusiveGuard<'_>, manifest: &Digest) -> Result<u64, StoreError> {
+        match self.stale_pins()?.manifests.contains(manifest) {
+            true => self.remove_pins(held, manifest),
+            false => Ok(0),
+        }
+    }
+
+    /// Removes the pins of a mount that is ending, unless another live lease names the manifest. Gives the bytes that only they
+    /// held.
+    pub fn remove_pins_of_ending(
+        &self,
+        held: &ExclusiveGuard<'_>,
+        manifest: &Digest,
+        ending: &Lease,
+    ) -> Result<u64, StoreError> {
+        match self.stale_pins_but_for(Some(ending.id()))?.manifests.contains(manifest) {
+            true => self.remove_pins(held, manifest),
+            false => Ok(0),
+        }
+    }
+
+    fn remove_pins(&self, _held: &ExclusiveGuard<'_>, manifest: &Digest) -> Result<u64, StoreError> {
+        let Some(dir) = self.pins_of(manifest)? else { return Ok(0) };
+        let mut freed = 0;
+        for name in dir.names()? {
+            let name = String::from_utf8_lossy(&name).into_owned();
+            let Some(stat) = dir.stat(&name)? else { continue };
+            if FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile && stat.stx_nlink == 1 {
+                freed += stat.stx_size;
+            }
+            dir.unlink(&name).at("remove", dir.join(&name))?;
+        }
+        let pins = self.state()?.make_sub(PINS)?;
+        pins.remove_dir(&manifest.to_string()).at("remove", dir.path())?;
+        Ok(freed)
+    }
+
+    fn pins_of(&self, manifest: &Digest) -> Result<Option<Dir>, StoreError> {
+        let Some(pins) = self.existing_state_sub(PINS)? else { return Ok(None) };
+        match pins.sub(&manifest.to_string()) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn pin_dirs(&self) -> Result<Vec<(Digest, Dir)>, StoreError> {
+        let Some(pins) = self.existing_state_sub(PINS)? else { return Ok(Vec::new()) };
+        let names = pins.names()?.into_iter().filter_map(|name| String::from_utf8(name).ok());
+        let digests = names.filter_map(|name| name.parse::<Digest>().ok());
+        digests.map(|digest| Ok((digest, pins.sub(&digest.to_string())?))).collect()
+    }
+}

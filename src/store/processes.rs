@@ -1,0 +1,188 @@
+//! What the processes of this machine do with a store: evidence, in addition to leases and never instead of them.
+//!
+//! An upstream `puzzlefs mount` takes no lease, but keeps its rootfs blob mapped; other tools have files of the layout open, or
+//! its path in their arguments, while they write. Names of blobs are so long and so regular that a mapped or open file
+//! whose name is a digest is taken for a blob of that name wherever it seems to lie: mount namespaces show other paths.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs,
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::{Path, PathBuf},
+};
+
+use super::Store;
+use crate::name::Digest;
+
+/// What the processes were found to do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProcessEvidence {
+    /// Processes that have something of the store.
+    pub processes: Vec<ProcessUse>,
+    /// How many processes could not be looked into, for want of permission.
+    pub unreadable: u64,
+}
+
+/// What one process has of the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessUse {
+    /// Its number here.
+    pub pid: u32,
+    /// Its name: `/proc/PID/comm`.
+    pub name: String,
+    /// The blobs that it maps or has open.
+    pub blobs: Vec<Digest>,
+    /// How else it is at the layout, as in "has it in its arguments"; it may be about to write.
+    pub at_layout: Option<&'static str>,
+}
+
+impl Store {
+    /// Looks at every process but this one and those in `ours`, the owners of leases.
+    pub fn process_evidence(&self, layouts: &[PathBuf], ours: &[u32]) -> ProcessEvidence {
+        let mut evidence = ProcessEvidence::default();
+        let here = std::process::id();
+        let own_exe = fs::read_link("/proc/self/exe").ok();
+        let ancestors = ancestors(here);
+        for pid in pids() {
+            if pid == here || ours.contains(&pid) {
+                continue;
+            }
+            let root = PathBuf::from(format!("/proc/{pid}"));
+            let is_pfs = own_exe.is_some() && fs::read_link(root.join("exe")).ok() == own_exe;
+            let harmless = is_pfs || ancestors.contains(&pid);
+            match look(&root, layouts) {
+                Look::Gone => {}
+                Look::Unreadable => evidence.unreadable += 1,
+                Look::Seen { blobs, at_layout } => {
+                    let at_layout = at_layout.filter(|_| !harmless);
+                    if !blobs.is_empty() || at_layout.is_some() {
+                        let name = fs::read_to_string(root.join("comm")).unwrap_or_default().trim().into();
+                        evidence.processes.push(ProcessUse {
+                            pid,
+                            name,
+                            blobs: blobs.into_iter().collect(),
+                            at_layout,
+                        });
+                    }
+                }
+            }
+        }
+        evidence
+    }
+}
+
+fn pids() -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter_map(|name| name.parse().ok()).collect()
+}
+
+/// The processes that this one was called by: a shell that stands in the store, a `sudo` that has its path in its arguments.
+fn ancestors(mut pid: u32) -> Vec<u32> {
+    let mut ancestors = Vec::new();
+    while let Some(parent) = parent(pid).filter(|parent| *parent > 1 && !ancestors.contains(parent)) {
+        ancestors.push(parent);
+        pid = parent;
+    }
+    ancestors
+}
+
+/// Field 4 of `/proc/PID/stat`; the name before it may hold anything, also parentheses.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
+}
+
+enum Look {
+    Gone,
+    Unreadable,
+    Seen { blobs: BTreeSet<Digest>, at_layout: Option<&'static str> },
+}
+
+fn look(root: &Path, layouts: &[PathBuf]) -> Look {
+    let links = match fs::read_dir(root.join("fd")) {
+        Ok(entries) => entries,
+        Err(cause) if cause.kind() == std::io::ErrorKind::PermissionDenied => return Look::Unreadable,
+        Err(_) => return Look::Gone,
+    };
+    let mut blobs = BTreeSet::new();
+    let mut at_layout = None;
+    for link in links.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()) {
+        blobs.extend(digest_in(link.as_os_str().as_bytes()));
+        if layouts.iter().any(|layout| link.starts_with(layout)) {
+            at_layout = Some("has files of it open");
+        }
+    }
+    let maps = fs::read(root.join("maps")).unwrap_or_default();
+    blobs.extend(maps.split(|byte| *byte == b'\n').filter_map(digest_in));
+    let cwd = fs::read_link(root.join("cwd")).ok();
+    if cwd.as_ref().is_some_and(|cwd| layouts.iter().any(|layout| cwd.starts_with(layout))) {
+        at_layout = Some("stands in it");
+    }
+    let arguments = fs::read(root.join("cmdline")).unwrap_or_default();
+    if arguments.split(|byte| *byte == 0).any(|argument| names_layout(argument, cwd.as_deref(), layouts)) {
+        at_layout = Some("has it in its arguments");
+    }
+    Look::Seen { blobs, at_layout }
+}
+
+/// The digest that a path ends in, if it ends in one; the kernel marks unlinked files.
+fn digest_in(path: &[u8]) -> Option<Digest> {
+    let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
+    let name = path.rsplit(|byte| *byte == b'/').next()?;
+    if name.len() != 64 || !path.contains(&b'/') {
+        return None;
+    }
+    std::str::from_utf8(name).ok()?.parse().ok()
+}
+
+/// Whether an argument is a layout, or `LAYOUT:TAG`, with or without a transport such as `oci:` before it.
+fn names_layout(argument: &[u8], cwd: Option<&Path>, layouts: &[PathBuf]) -> bool {
+    let mut starts = vec![argument];
+    starts.extend(argument.iter().position(|byte| matches!(byte, b':' | b'=')).map(|at| &argument[at + 1..]));
+    starts.into_iter().any(|start| {
+        let mut ends = vec![start];
+        ends.extend(start.iter().rposition(|byte| matches!(byte, b':' | b'@')).map(|at| &start[..at]));
+        ends.into_iter().filter(|path| !path.is_empty()).any(|path| is_layout(path, cwd, layouts))
+    })
+}
+
+fn is_layout(path: &[u8], cwd: Option<&Path>, layouts: &[PathBuf]) -> bool {
+    let path = PathBuf::from(OsString::from_vec(path.to_vec()));
+    let path = match cwd {
+        Some(cwd) if path.is_relative() => cwd.join(path),
+        _ => path,
+    };
+    // Only paths that end alike are resolved: others may lie on filesystems that do not answer.
+    let alike = |layout: &&PathBuf| path == **layout || path.file_name() == layout.file_name();
+    layouts.iter().filter(alike).any(|layout| path == *layout || path.canonicalize().is_ok_and(|path| path == *layout))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_are_found_at_the_end_of_paths() {
+        let digest = Digest::of(b"x");
+        for path in [format!("/s/blobs/sha256/{digest}"), format!("/elsewhere/{digest} (deleted)")] {
+            assert_eq!(digest_in(path.as_bytes()), Some(digest), "{path}");
+        }
+        for path in [digest.to_string(), format!("/s/{digest}.tmp"), "/s/index.json".into(), String::new()] {
+            assert_eq!(digest_in(path.as_bytes()), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn arguments_that_name_a_layout_are_recognised() {
+        let layouts = [PathBuf::from("/srv/oci")];
+        for argument in ["/srv/oci", "/srv/oci:tag", "oci:/srv/oci:tag", "--image=/srv/oci:tag", "oci:/srv/oci"] {
+            assert!(names_layout(argument.as_bytes(), None, &layouts), "{argument}");
+        }
+        assert!(names_layout(b"oci:oci:tag", Some(Path::new("/srv")), &layouts));
+        for argument in ["/srv/oci2", "/srv", "tag", "", "oci:/srv/other:tag"] {
+            assert!(!names_layout(argument.as_bytes(), None, &layouts), "{argument}");
+        }
+    }
+}
