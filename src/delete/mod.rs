@@ -64,14 +64,11 @@ impl DeletePlan {
         let leases = store.leases()?;
         let graph = match walk(store, Root::of_index(index.document())) {
             Ok(graph) => Some(graph),
-            Err(cause) if options.keep_blobs => {
-                // Only names go, so what else cannot be read does not matter, as long as the deleted images can.
-                drop(cause);
-                None
-            }
+            // Only names go, so what else cannot be read does not matter.
+            Err(_) if options.keep_blobs => graph_of_targets(store, index.document(), &places),
             Err(cause) => {
                 walk(store, Root::of_index(&edited)).map_err(|_| GcError::Incomplete(cause))?;
-                None
+                graph_of_targets(store, index.document(), &places)
             }
         };
         conflict::check(&targets, &edited, graph.as_ref(), &leases, &options)?;
@@ -147,6 +144,12 @@ impl DeletePlan {
     fn policy(&self) -> Policy {
         Policy { scope: Scope::Only(self.scope.clone()), ..Policy::default() }
     }
+}
+
+/// The graph of what is to go, so that a mounted child of it is seen where something else cannot be read.
+fn graph_of_targets(store: &Store, index: &IndexDocument, places: &[usize]) -> Option<ImageGraph> {
+    let roots = Root::of_index(index);
+    walk(store, places.iter().map(|place| roots[*place].clone()).collect()).ok()
 }
 
 /// Everything that the targets need, as far as it can be read: an image whose rootfs is damaged can be deleted too, and what

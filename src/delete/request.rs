@@ -53,7 +53,8 @@ pub struct Target {
     pub tags: Vec<Tag>,
 }
 
-/// Finds what the selectors pick. A tag on several manifests is a target for each of them, if `all` allows it.
+/// Finds what the selectors pick. A tag on several manifests is a target for each of them, if `all` allows it. Of a digest
+/// and one of its tags, the digest is the target, since it stands for all the tags.
 pub(super) fn resolve(
     index: &IndexDocument,
     selectors: &[Selector],
@@ -62,12 +63,17 @@ pub(super) fn resolve(
     let mut targets: Vec<Target> = Vec::new();
     for selector in selectors {
         for target in targets_of(index, selector, options)? {
-            if !targets.iter().any(|known| known.places.iter().any(|place| target.places.contains(place))) {
+            if !targets.iter().any(|known| covers(known, &target)) {
+                targets.retain(|known| !covers(&target, known));
                 targets.push(target);
             }
         }
     }
     Ok(targets)
+}
+
+fn covers(one: &Target, other: &Target) -> bool {
+    other.places.iter().all(|place| one.places.contains(place))
 }
 
 fn targets_of(index: &IndexDocument, selector: &Selector, options: &DeleteOptions) -> Result<Vec<Target>, DeleteError> {

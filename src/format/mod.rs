@@ -6,6 +6,7 @@ mod error;
 mod file_map;
 mod index;
 mod manifest;
+mod message;
 mod path_name;
 mod rootfs;
 pub(crate) mod wire;
@@ -14,6 +15,7 @@ pub use error::FormatError;
 pub use file_map::{FileMap, Piece};
 pub use index::{Descriptor, DescriptorDigest, IndexDocument, IndexEntry, Platform, REF_NAME};
 pub use manifest::{Link, ManifestDocument, references_in_text};
+pub use message::message_length;
 pub use path_name::{NameError, check_name};
 pub use rootfs::{
     BlobRef, Device, DirEntry, Directory, Inode, InodeDraft, Kind, KindDraft, Layer, LayerBuilder, Limits,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     codec,
-    format::{BlobRef, Limits, Rootfs},
+    format::{BlobRef, Limits, Rootfs, message_length},
     name::Digest,
     store::{Store, StoreError},
 };
@@ -16,6 +16,12 @@ pub trait BlobSource {
 
     /// The same, but `None` if the blob does not begin like a JSON object or list.
     fn read_json(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Whether the blob is as long as a Cap'n Proto message that begins like it would be. A source that would have to read
+    /// all of it to tell may say yes.
+    fn looks_like_message(&self, _digest: &Digest) -> Result<bool, StoreError> {
+        Ok(true)
+    }
 
     /// What a rootfs names. The default decodes it; a source that remembers may answer from memory, since a rootfs
     /// never changes under its digest.
@@ -85,5 +91,10 @@ impl BlobSource for Store {
             true => self.read_blob(digest, limit).map(Some),
             false => Ok(None),
         }
+    }
+
+    fn looks_like_message(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let (start, len) = self.blob_start(digest)?;
+        Ok(message_length(&start) == Some(len))
     }
 }

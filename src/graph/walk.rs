@@ -314,11 +314,28 @@ impl<S: BlobSource + ?Sized> Walker<'_, S> {
         Ok(())
     }
 
+    /// In version 2 the media type of the index entry alone says that a blob is a rootfs, and media types lie.
+    fn perhaps_rootfs(&mut self, digest: &Digest, node: &mut Node) -> Result<(), WalkError> {
+        if !self.source.looks_like_message(digest).map_err(|cause| self.fail(WalkProblem::Store(cause)))? {
+            return Ok(());
+        }
+        match self.source.rootfs_references(digest) {
+            Err(RootfsProblem::Format(_)) => Ok(()),
+            Err(problem) => Err(self.fail(problem)),
+            Ok(_) => {
+                node.kind = NodeKind::Rootfs;
+                self.rootfs(digest, node)
+            }
+        }
+    }
+
     /// A blob of unknown meaning: kept, and if it is JSON, all digests in it are references to such blobs.
     fn opaque(&mut self, digest: &Digest, node: &mut Node) -> Result<(), WalkError> {
         node.kind = NodeKind::Opaque;
         let text = self.source.read_json(digest, DOCUMENT_BYTES_MAX);
-        let Some(text) = text.map_err(|cause| self.fail(WalkProblem::Store(cause)))? else { return Ok(()) };
+        let Some(text) = text.map_err(|cause| self.fail(WalkProblem::Store(cause)))? else {
+            return self.perhaps_rootfs(digest, node);
+        };
         if let Ok(document) = ManifestDocument::parse(&text) {
             self.follow(document, node)?;
         }

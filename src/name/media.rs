@@ -7,7 +7,7 @@ pub enum MediaKind {
     Index,
     /// An OCI image manifest, a Docker schema 2 manifest, or an OCI artifact manifest.
     Manifest,
-    /// A puzzlefs rootfs, of either manifest version.
+    /// A puzzlefs rootfs, of any version, also of one to come: its reader refuses what it does not know.
     Rootfs,
     /// A puzzlefs metadata blob of manifest version 2: one vector of inodes.
     Inodes,
@@ -48,7 +48,7 @@ impl MediaKind {
             OCI_MANIFEST
             | "application/vnd.docker.distribution.manifest.v2+json"
             | "application/vnd.oci.artifact.manifest.v1+json" => Self::Manifest,
-            _ if names(text, "application/vnd.puzzlefs.image.rootfs.v1") => Self::Rootfs,
+            _ if text.starts_with("application/vnd.puzzlefs.image.rootfs.") => Self::Rootfs,
             _ if names(text, "application/vnd.puzzlefs.image.inodes.v1") => Self::Inodes,
             _ if names(text, "application/vnd.puzzlefs.image.filedata.v1") => Self::Chunk,
             _ if names(text, "application/vnd.puzzlefs.image.layer.puzzlefs.v1") => Self::Chunk,
@@ -73,7 +73,7 @@ mod tests {
         assert_eq!(MediaKind::of(CHUNK), MediaKind::Chunk);
         assert_eq!(MediaKind::of(CHUNK_ZSTD), MediaKind::Chunk);
         assert_eq!(MediaKind::of("application/vnd.puzzlefs.image.layer.puzzlefs.v1"), MediaKind::Chunk);
-        assert_eq!(MediaKind::of("application/vnd.puzzlefs.image.rootfs.v2"), MediaKind::Unknown);
+        assert_eq!(MediaKind::of("application/vnd.puzzlefs.image.rootfs.v2"), MediaKind::Rootfs);
     }
 
     #[test]

@@ -98,11 +98,18 @@ impl Store {
 
     /// Whether a blob begins like a JSON object or list, white space aside.
     pub fn begins_like_json(&self, digest: &Digest) -> Result<bool, StoreError> {
-        let mut start = [0; 64];
-        let read = self.open_blob(digest)?.read(&mut start);
-        let read = read.at("read blob", self.blobs.join(&digest.to_string()))?;
-        let first = start[..read].iter().find(|byte| !byte.is_ascii_whitespace());
+        let (start, _) = self.blob_start(digest)?;
+        let first = start.iter().find(|byte| !byte.is_ascii_whitespace());
         Ok(matches!(first, Some(b'{' | b'[')))
+    }
+
+    /// The first bytes of a blob, at most 2 KiB, and its length.
+    pub fn blob_start(&self, digest: &Digest) -> Result<(Vec<u8>, u64), StoreError> {
+        let file = self.open_blob(digest)?;
+        let path = self.blobs.join(&digest.to_string());
+        let mut start = Vec::new();
+        (&file).take(START_BYTES).read_to_end(&mut start).at("read blob", &path)?;
+        Ok((start, file.metadata().at("read the attributes of", path)?.len()))
     }
 
     /// Hashes a whole blob without keeping it. `Ok(None)` means that its bytes are right, `Some` is its real digest.
@@ -137,6 +144,8 @@ impl Store {
         Ok(None)
     }
 }
+
+const START_BYTES: u64 = 2048;
 
 /// The file's bytes, or `None` if it has more than `limit`. What a file claims as its length is not believed.
 fn read_limited(file: &File, limit: u64) -> io::Result<Option<Vec<u8>>> {

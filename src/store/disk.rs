@@ -86,7 +86,10 @@ impl Dir {
     pub(super) fn open_or_create(&self, name: &str) -> Result<File, StoreError> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o666)) {
-            Err(rustix::io::Errno::ACCESS | rustix::io::Errno::ROFS) => self.open_file(name),
+            Err(cause @ (rustix::io::Errno::ACCESS | rustix::io::Errno::ROFS)) => match self.open_file(name) {
+                Err(error) if error.is_not_found() => Err(cause).at("create", self.join(name)),
+                opened => opened,
+            },
             opened => Ok(File::from(opened.at("open", self.join(name))?)),
         }
     }

@@ -40,13 +40,17 @@ impl Store {
     pub fn inventory(&self) -> Result<Inventory, StoreError> {
         let mut inventory = Inventory::default();
         for name in self.blobs.names()? {
-            let text = String::from_utf8_lossy(&name);
-            let Some(stat) = self.blobs.stat(&text)? else { continue };
+            let Ok(text) = std::str::from_utf8(&name) else {
+                let path = self.blobs.join(&String::from_utf8_lossy(&name));
+                inventory.strangers.push(Stranger { path, what: "a name that is not UTF-8", size: 0 });
+                continue;
+            };
+            let Some(stat) = self.blobs.stat(text)? else { continue };
             let kind = FileType::from_raw_mode(stat.stx_mode.into());
             match text.parse::<Digest>() {
                 Ok(digest) if kind == FileType::RegularFile => inventory.blobs.push((digest, BlobStat::of(&stat))),
                 _ => inventory.strangers.push(Stranger {
-                    path: self.blobs.join(&text),
+                    path: self.blobs.join(text),
                     what: describe(kind),
                     size: stat.stx_size,
                 }),

@@ -60,6 +60,11 @@ pub fn empty() -> TestStore {
     TestStore { store: Store::open_or_create(&path).unwrap(), path, place }
 }
 
+/// A store without images at this path, which its owner takes care of.
+pub fn at(path: &Path) -> TestStore {
+    TestStore { store: Store::open_or_create(path).unwrap(), path: path.into(), place: place() }
+}
+
 /// A golden store, unpacked.
 pub fn golden(name: &str) -> TestStore {
     let place = place();
@@ -140,11 +145,9 @@ impl TestStore {
 
     /// Takes the lease that a mount of this image takes.
     pub fn mount_lease(&self, tag: &str) -> Lease {
-        let picked = pick(self.index().unwrap().document(), &by_tag(tag)).unwrap();
-        let image = load_image(&self.store, &picked.digest, picked.kind).unwrap();
+        let (rootfs, manifest) = image_of(&self.store, tag);
         let mut record = lease_record(LeaseKind::Mount);
-        record.manifest = Some(image.manifest.0);
-        record.rootfs = Some(image.rootfs_id.0);
+        (record.manifest, record.rootfs) = (Some(manifest), Some(rootfs));
         record.tag = Some(tag.into());
         record.mountpoint = Some("/srv/app".into());
         self.take_lease(&self.lock_shared().unwrap(), &record).unwrap()
@@ -181,8 +184,7 @@ impl TestStore {
     /// The same, for an image that has lost its tag.
     pub fn read_back_digest(&self, digest: &Digest, kind: pfs::name::MediaKind) -> trees::Listing {
         let view = View::new(load_image(&self.store, digest, kind).unwrap().rootfs).unwrap();
-        let damage = Box::new(|error: &_| panic!("{error}"));
-        let chunks = ChunkReader::new(Box::new(Chunks(Store::open(&self.path).unwrap())), Verify::First, damage);
+        let chunks = chunk_reader(&self.path);
         let rows = view.walk().map(|step| row(&view, &chunks, &step));
         rows.map(|row| (row["path"].to_string(), row)).collect()
     }
@@ -206,6 +208,13 @@ pub fn by_tag(text: &str) -> Selector {
 /// Everything unneeded goes, however young.
 pub fn at_once() -> Policy {
     Policy { min_age_seconds: 0, hold: pfs::gc::Hold::Seconds(0), ..Policy::default() }
+}
+
+/// The rootfs and the manifest of an image.
+pub fn image_of(store: &Store, tag: &str) -> (Digest, Digest) {
+    let picked = pick(store.index().unwrap().document(), &by_tag(tag)).unwrap();
+    let image = load_image(store, &picked.digest, picked.kind).unwrap();
+    (image.rootfs_id.0, image.manifest.0)
 }
 
 pub fn lease_record(kind: LeaseKind) -> LeaseRecord {
@@ -293,6 +302,11 @@ fn named_in(text: &[u8], digests: &BTreeSet<Digest>) -> Vec<Digest> {
 
 fn start_of(bytes: &[u8]) -> usize {
     usize::from(bytes[0]) << 8 | usize::from(bytes[1])
+}
+
+/// Reads the files of the images of a store.
+pub fn chunk_reader(layout: &Path) -> ChunkReader {
+    ChunkReader::new(Box::new(Chunks(Store::open(layout).unwrap())), Verify::First, Box::new(|_| {}))
 }
 
 struct Chunks(Store);
