@@ -111,7 +111,7 @@ impl Upstream {
         let mut command = Command::new("puzzlefs");
         command.args(["mount", "-f", &image(&store.path, tag), text(&dir)]).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().unwrap();
-        await_some(|| dir.read_dir().ok()?.next());
+        let _first_entry = await_some(|| dir.read_dir().ok()?.next()).unwrap();
         Self { child, dir }
     }
 }
