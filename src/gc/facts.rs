@@ -75,7 +75,7 @@ pub struct Marks {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Stamp {
     index: Digest,
-    leases: Vec<(String, usize)>,
+    leases: Vec<(String, Option<LeaseRecord>, usize)>,
     pins: Vec<Digest>,
 }
 
@@ -149,7 +149,8 @@ impl Marks {
 impl Stamp {
     fn of(index: &Digest, leases: &[LeaseState], pins: Vec<Digest>) -> Self {
         let live = leases.iter().filter(|lease| lease.live);
-        Self { index: *index, leases: live.map(|lease| (lease.id.clone(), lease.claims.len())).collect(), pins }
+        let leases = live.map(|lease| (lease.id.clone(), lease.record.clone(), lease.claims.len()));
+        Self { index: *index, leases: leases.collect(), pins }
     }
 }
 

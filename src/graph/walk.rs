@@ -175,6 +175,16 @@ enum Presence {
     Optional,
 }
 
+impl Presence {
+    /// A lease names its rootfs beside its manifest, so that a mount whose manifest somebody has removed is still fully known.
+    fn of(root: &Root) -> Self {
+        match (&root.origin, root.kind) {
+            (RootOrigin::Lease(_), MediaKind::Manifest) => Self::Optional,
+            _ => Self::Demanded,
+        }
+    }
+}
+
 impl<S: BlobSource + ?Sized> Walker<'_, S> {
     fn fail(&self, cause: impl Into<WalkProblem>) -> WalkError {
         WalkError { path: self.path.clone(), cause: cause.into() }
@@ -182,7 +192,7 @@ impl<S: BlobSource + ?Sized> Walker<'_, S> {
 
     fn root(&mut self, root: &Root) -> Result<usize, WalkError> {
         match &root.digest {
-            DescriptorDigest::Sha256(digest) => self.node(digest, root.kind, Presence::Demanded),
+            DescriptorDigest::Sha256(digest) => self.node(digest, root.kind, Presence::of(root)),
             DescriptorDigest::Other(text) => Err(self.fail(WalkProblem::Algorithm(text.clone()))),
         }
     }

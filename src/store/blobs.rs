@@ -126,7 +126,8 @@ impl Store {
             let Some(parent) = self.existing_state_sub(aside)? else { continue };
             for place in parent.names()? {
                 let Ok(place) = String::from_utf8(place) else { continue };
-                match parent.sub(&place).and_then(|dir| dir.open_file(name)) {
+                let Some(dir) = parent.sub_if_any(&place)? else { continue };
+                match dir.open_file(name) {
                     Ok(file) => return Ok(Some(file)),
                     Err(error) if error.is_not_found() => {}
                     Err(error) => return Err(error),

@@ -39,6 +39,19 @@ impl Dir {
         Ok(Self { fd, path })
     }
 
+    /// The same, or `None` if nothing or something else than a directory has that name.
+    pub(super) fn sub_if_any(&self, name: &str) -> Result<Option<Self>, StoreError> {
+        match self.sub(name) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(StoreError::Io { source, .. })
+                if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// The same, made first if it does not exist.
     pub(super) fn make_sub(&self, name: &str) -> Result<Self, StoreError> {
         match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777)) {

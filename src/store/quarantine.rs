@@ -30,7 +30,7 @@ impl Store {
         let mut found = Vec::new();
         for epoch in quarantine.names()? {
             let Ok(epoch) = String::from_utf8(epoch) else { continue };
-            let dir = quarantine.sub(&epoch)?;
+            let Some(dir) = quarantine.sub_if_any(&epoch)? else { continue };
             for name in dir.names()? {
                 let Some(digest) = std::str::from_utf8(&name).ok().and_then(|name| name.parse::<Digest>().ok()) else {
                     continue;
@@ -96,7 +96,7 @@ impl Store {
             let Ok(epoch) = String::from_utf8(epoch) else { continue };
             match quarantine.remove_dir(&epoch) {
                 Err(cause) if cause.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-                Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
+                Err(cause) if matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                 removed => removed.at("remove", quarantine.join(&epoch))?,
             }
         }

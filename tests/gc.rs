@@ -1,0 +1,470 @@
+//! The collector: what it takes, what it leaves, and what it does when the store changes under its plan.
+
+mod common;
+
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt};
+
+use common::{TestStore, assert_sound, at_once, by_tag, empty, golden, lease_record, noise, now, pfs, stderr, stdout};
+use pfs::{
+    delete::{DeleteOptions, DeletePlan},
+    format::Rootfs,
+    gc::{Hold, GcError, KeepReason, Policy, Verdict, apply},
+    graph::{load_image, pick},
+    name::Digest,
+    observe::Silent,
+    store::{LeaseKind, StoreError},
+};
+
+/// A store with two images that share a file of many chunks.
+fn two_images() -> TestStore {
+    let store = empty();
+    store.build("one", &[("shared", &noise(1, 300_000)), ("own", &noise(2, 90_000))]);
+    store.build("two", &[("shared", &noise(1, 300_000)), ("own", &noise(3, 90_000))]);
+    store
+}
+
+/// The default patience with orphans, and none with what is condemned.
+fn unheld() -> Policy {
+    Policy { hold: Hold::Seconds(0), ..Policy::default() }
+}
+
+fn limited(bytes: u64) -> Policy {
+    Policy { max_freed: Some(bytes), ..at_once() }
+}
+
+/// The blobs that only this image needs.
+fn only_of(store: &TestStore, tag: &str) -> BTreeSet<Digest> {
+    let without = empty_index_but(store, tag);
+    store.blobs().difference(&common::needed_from(&store.path, without.as_bytes())).copied().collect()
+}
+
+fn empty_index_but(store: &TestStore, tag: &str) -> String {
+    let index = store.index().unwrap();
+    let places: Vec<_> = (0..index.document().entries().len())
+        .filter(|at| index.document().entries()[*at].tag.as_ref().is_some_and(|found| found.as_str() == tag))
+        .collect();
+    String::from_utf8(index.document().without(&places).bytes().to_vec()).unwrap()
+}
+
+/// Moves a blob where a collector that was killed would have left it.
+fn quarantine(store: &TestStore, digest: &Digest) {
+    let epoch = store.path.join(".pfs/quarantine/1-1");
+    fs::create_dir_all(&epoch).unwrap();
+    fs::rename(store.blob(digest), epoch.join(digest.to_string())).unwrap();
+}
+
+#[test]
+fn a_released_blob_goes_at_once_and_an_orphan_waits() {
+    let store = two_images();
+    let gone = only_of(&store, "one");
+    let orphan = store.put(b"somebody's upload, not yet in the index");
+    store.untag_foreignly("one");
+    let report = store.collect(unheld()).unwrap();
+    assert_eq!(report.freed.into_iter().collect::<BTreeSet<_>>(), gone, "published once, needed no more");
+    assert!(store.blobs().contains(&orphan));
+    assert_eq!(store.collect(at_once()).unwrap().freed, [orphan], "--min-age 0 does not wait");
+    assert_sound(&store);
+}
+
+#[test]
+fn an_orphan_is_young_until_it_has_the_age() {
+    let store = two_images();
+    let orphan = store.put(b"an upload");
+    let verdict = |seconds| {
+        let facts = pfs::gc::Facts::gather(&store, pfs::gc::Roots::Current, now(), &Silent).unwrap();
+        let plan = pfs::gc::plan(facts, Policy::default(), now() + seconds);
+        plan.blobs().iter().find(|blob| blob.digest == orphan).unwrap().verdict.clone()
+    };
+    assert!(matches!(verdict(3590), Verdict::Young(_)));
+    assert_eq!(verdict(3700), Verdict::Condemn);
+    assert_eq!(verdict(-5000), Verdict::Young(0), "a time in the future is no age at all");
+}
+
+#[test]
+fn an_old_modification_time_makes_no_blob_old() {
+    let store = two_images();
+    let orphan = store.put(b"copied with cp -a");
+    let file = fs::File::options().write(true).open(store.blob(&orphan)).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH).unwrap();
+    assert_eq!(store.collect(unheld()).unwrap().freed, []);
+    assert!(store.blobs().contains(&orphan));
+    assert_sound(&store);
+}
+
+#[test]
+fn a_limit_stops_the_collection_and_the_rest_goes_later() {
+    let store = two_images();
+    store.untag_foreignly("one");
+    let all = store.plan(at_once()).unwrap().freed_bytes();
+    let first = store.collect(limited(1)).unwrap();
+    assert_eq!(first.freed.len(), 1, "the blob that reaches the limit is the last");
+    let summary = store.plan(limited(1)).unwrap();
+    assert!(summary.blobs().iter().any(|blob| blob.verdict == Verdict::Keep(KeepReason::LimitReached)));
+    let rest = store.collect(at_once()).unwrap();
+    assert_eq!(first.freed_bytes + rest.freed_bytes, all);
+    assert_eq!(store.blobs(), common::needed(&store.path));
+    assert_sound(&store);
+}
+
+#[test]
+fn collecting_again_finds_nothing() {
+    let store = two_images();
+    store.untag_foreignly("one");
+    assert!(!store.collect(at_once()).unwrap().freed.is_empty());
+    assert_eq!(store.collect(at_once()).unwrap(), pfs::gc::GcReport::default());
+    assert_sound(&store);
+}
+
+#[test]
+fn quarantined_chunks_in_use_are_restored() {
+    let store = two_images();
+    let before = store.snapshot();
+    store.blobs().iter().for_each(|digest| quarantine(&store, digest));
+    let report = store.collect(at_once()).unwrap();
+    assert_eq!((report.freed.len(), report.restored.len()), (0, before.len() - 4), "all but directories and texts");
+    assert_eq!(store.snapshot(), before);
+    assert_eq!(common::names_in(&store.path.join(".pfs/quarantine")), [""; 0], "empty epochs go");
+    assert_sound(&store);
+}
+
+#[test]
+fn an_image_in_quarantine_can_still_be_read() {
+    let store = two_images();
+    let before = store.read_back("one");
+    store.blobs().iter().for_each(|digest| quarantine(&store, digest));
+    assert_eq!(store.read_back("one"), before);
+    store.collect(unheld()).unwrap();
+    assert_sound(&store);
+}
+
+#[test]
+fn quarantined_blobs_that_nothing_needs_are_purged() {
+    let store = two_images();
+    let orphan = store.put(b"condemned by a run that was killed");
+    quarantine(&store, &orphan);
+    assert_eq!(store.collect(unheld()).unwrap().freed, [orphan]);
+    assert_sound(&store);
+}
+
+#[test]
+fn a_blob_between_quarantine_and_its_place_keeps_its_place() {
+    let store = two_images();
+    for digest in store.blobs() {
+        quarantine(&store, &digest);
+        fs::hard_link(store.path.join(format!(".pfs/quarantine/1-1/{digest}")), store.blob(&digest)).unwrap();
+    }
+    let before = store.snapshot();
+    store.collect(at_once()).unwrap();
+    assert_eq!(store.snapshot(), before, "a restore that was killed after its link loses nothing");
+    store.untag_foreignly("one");
+    store.untag_foreignly("two");
+    store.blobs().iter().for_each(|digest| {
+        fs::create_dir_all(store.path.join(".pfs/quarantine/1-1")).unwrap();
+        fs::hard_link(store.blob(digest), store.path.join(format!(".pfs/quarantine/1-1/{digest}"))).unwrap();
+    });
+    store.collect(at_once()).unwrap();
+    assert_eq!(store.blobs(), [].into());
+    assert_sound(&store);
+}
+
+#[test]
+fn foreign_files_in_quarantine_are_left_alone() {
+    let store = two_images();
+    let quarantine = store.path.join(".pfs/quarantine");
+    fs::create_dir_all(quarantine.join("1-1/a-directory")).unwrap();
+    fs::write(quarantine.join("1-1/notes"), "mine").unwrap();
+    fs::write(quarantine.join("a-file"), "mine").unwrap();
+    store.untag_foreignly("one");
+    store.collect(at_once()).unwrap();
+    assert!(quarantine.join("1-1/notes").exists() && quarantine.join("a-file").exists());
+    assert!(matches!(store.open_blob(&Digest::of(b"nobody has it")), Err(StoreError::Missing(_))));
+    assert_sound(&store);
+}
+
+#[test]
+fn what_a_mount_needs_is_held_until_it_ends() {
+    let store = two_images();
+    let lease = store.mount_lease("one");
+    let (before, content) = (store.blobs(), store.read_back("one"));
+    let picked = pick(store.index().unwrap().document(), &by_tag("one")).unwrap();
+    store.untag_foreignly("one");
+    let plan = store.plan(at_once()).unwrap();
+    assert_eq!(plan.summary().held.len(), 1);
+    assert_eq!(store.collect(at_once()).unwrap().freed, []);
+    assert_eq!(store.blobs(), before);
+    assert_eq!(store.read_back_digest(&picked.digest, picked.kind), content);
+    store.release(lease).unwrap();
+    assert!(!store.collect(at_once()).unwrap().freed.is_empty(), "the mount has ended");
+    assert_sound(&store);
+}
+
+#[test]
+fn a_mount_holds_its_chunks_after_somebody_has_removed_its_manifest() {
+    let store = two_images();
+    let _lease = store.mount_lease("one");
+    let picked = pick(store.index().unwrap().document(), &by_tag("one")).unwrap();
+    let image = load_image(&store.store, &picked.digest, picked.kind).unwrap();
+    store.untag_foreignly("one");
+    fs::remove_file(store.blob(&picked.digest)).unwrap();
+    let orphan = store.put(b"garbage");
+    assert_eq!(store.collect(at_once()).unwrap().freed, [orphan]);
+    let chunks: Vec<_> = Rootfs::chunks(&image.rootfs).into_iter().map(|chunk| chunk.0).collect();
+    assert!(chunks.iter().all(|chunk| store.blobs().contains(chunk)));
+    assert_sound(&store);
+}
+
+#[test]
+fn a_mount_that_has_not_said_what_it_needs_stops_the_collection() {
+    let store = two_images();
+    store.untag_foreignly("one");
+    let (plan, before) = (store.plan(at_once()).unwrap(), store.snapshot());
+    let _lease = store.take_lease(&store.lock_shared().unwrap(), &lease_record(LeaseKind::Mount)).unwrap();
+    assert!(matches!(apply(plan, &store, now(), &Silent), Err(GcError::MountPending(_))));
+    assert!(matches!(store.plan(at_once()), Err(GcError::MountPending(_))));
+    assert_eq!(store.snapshot(), before);
+    assert_sound(&store);
+}
+
+#[test]
+fn a_lease_that_nobody_can_read_stops_the_collection() {
+    let store = two_images();
+    store.untag_foreignly("one");
+    let (lease, before) = (store.mount_lease("two"), store.snapshot());
+    fs::write(store.path.join(".pfs/leases").join(lease.id()), "torn").unwrap();
+    assert!(matches!(store.plan(at_once()), Err(GcError::Store(StoreError::Lease { .. }))));
+    assert_eq!(store.snapshot(), before);
+    assert_sound(&store);
+}
+
+#[test]
+fn dead_leases_protect_nothing_and_are_tidied() {
+    let store = two_images();
+    drop(store.mount_lease("one"));
+    assert_eq!(common::names_in(&store.path.join(".pfs/leases")).len(), 1, "dropped, not released");
+    let gone = only_of(&store, "one");
+    store.untag_foreignly("one");
+    let report = store.collect(unheld()).unwrap();
+    assert_eq!((report.freed.into_iter().collect(), report.dead_leases), (gone, 1));
+    assert_eq!(common::names_in(&store.path.join(".pfs/leases")), [""; 0]);
+    assert_sound(&store);
+}
+
+#[test]
+fn what_a_running_build_has_claimed_stays() {
+    let store = two_images();
+    let kept = noise(2, 90_000);
+    store.untag_foreignly("one");
+    let session = store.begin_build(&common::tag("three")).unwrap();
+    let chunks: Vec<Vec<u8>> = store.blobs().iter().map(|digest| fs::read(store.blob(digest)).unwrap()).collect();
+    let claimed: BTreeSet<_> = chunks.iter().map(|bytes| session.put(bytes).unwrap().digest).collect();
+    let new = session.put(&kept).unwrap().digest;
+    let report = store.collect(at_once()).unwrap();
+    assert_eq!(report.freed, [], "all of it was claimed");
+    assert!(claimed.is_subset(&store.blobs()) && !store.blobs().contains(&new));
+    assert_eq!(store.staged().len(), 1, "what it has staged stays too");
+    drop(session);
+    assert_eq!(store.staged(), [""; 0]);
+    store.collect(at_once()).unwrap();
+    assert_eq!(store.blobs(), common::needed(&store.path));
+    assert_sound(&store);
+}
+
+#[test]
+fn claims_made_after_the_plan_hold() {
+    let store = two_images();
+    store.untag_foreignly("one");
+    let plan = store.plan(at_once()).unwrap();
+    let session = store.begin_build(&common::tag("three")).unwrap();
+    let before = store.blobs();
+    for digest in &before {
+        session.put(&fs::read(store.blob(digest)).unwrap()).unwrap();
+    }
+    assert_eq!(apply(plan, &store, now(), &Silent).unwrap().freed, []);
+    assert_eq!(store.blobs(), before);
+    drop(session);
+    assert_sound(&store);
+}
+
+#[test]
+fn a_mount_made_after_the_plan_holds() {
+    let store = two_images();
+    let content = store.read_back("one");
+    let index = fs::read(store.path.join("index.json")).unwrap();
+    store.untag_foreignly("one");
+    let plan = store.plan(at_once()).unwrap();
+    let without = fs::read(store.path.join("index.json")).unwrap();
+    fs::write(store.path.join("index.json"), &index).unwrap();
+    let _lease = store.mount_lease("one");
+    fs::write(store.path.join("index.json"), &without).unwrap();
+    let before = store.blobs();
+    assert_eq!(apply(plan, &store, now(), &Silent).unwrap().freed, []);
+    assert_eq!(store.blobs(), before);
+    fs::write(store.path.join("index.json"), &index).unwrap();
+    assert_eq!(store.read_back("one"), content);
+    assert_sound(&store);
+}
+
+#[test]
+fn a_lease_that_changes_what_it_names_after_the_plan_holds_that() {
+    let store = two_images();
+    let index = fs::read(store.path.join("index.json")).unwrap();
+    let lease = store.mount_lease("two");
+    let picked = pick(store.index().unwrap().document(), &by_tag("one")).unwrap();
+    let image = load_image(&store.store, &picked.digest, picked.kind).unwrap();
+    store.untag_foreignly("one");
+    let plan = store.plan(at_once()).unwrap();
+    let mut record = lease_record(LeaseKind::Mount);
+    (record.manifest, record.rootfs) = (Some(image.manifest.0), Some(image.rootfs_id.0));
+    lease.update(&store.lock_shared().unwrap(), &record).unwrap();
+    let before = store.blobs();
+    assert_eq!(apply(plan, &store, now(), &Silent).unwrap().freed, []);
+    assert_eq!(store.blobs(), before);
+    fs::write(store.path.join("index.json"), index).unwrap();
+    assert_sound(&store);
+}
+
+#[test]
+fn an_index_entry_made_after_the_plan_holds() {
+    let store = two_images();
+    let index = fs::read(store.path.join("index.json")).unwrap();
+    store.untag_foreignly("one");
+    let (plan, before) = (store.plan(at_once()).unwrap(), store.blobs());
+    fs::write(store.path.join("index.json"), index).unwrap();
+    assert_eq!(apply(plan, &store, now(), &Silent).unwrap().freed, []);
+    assert_eq!(store.blobs(), before);
+    assert_sound(&store);
+}
+
+#[test]
+fn an_index_that_is_torn_after_the_plan_frees_nothing() {
+    let store = two_images();
+    let index = fs::read(store.path.join("index.json")).unwrap();
+    store.untag_foreignly("one");
+    let (plan, before) = (store.plan(at_once()).unwrap(), store.blobs());
+    fs::write(store.path.join("index.json"), &index[..index.len() / 2]).unwrap();
+    assert!(matches!(apply(plan, &store, now(), &Silent), Err(GcError::Store(StoreError::Index { .. }))));
+    assert_eq!(store.blobs(), before);
+    fs::write(store.path.join("index.json"), index).unwrap();
+    assert_sound(&store);
+}
+
+#[test]
+fn a_blob_written_anew_after_the_plan_stays() {
+    let store = two_images();
+    let orphan = store.put(b"garbage, then somebody's upload");
+    let plan = store.plan(at_once()).unwrap();
+    fs::remove_file(store.blob(&orphan)).unwrap();
+    store.put(b"garbage, then somebody's upload");
+    assert_eq!(apply(plan, &store, now(), &Silent).unwrap().freed, []);
+    assert!(store.blobs().contains(&orphan), "it is another file than the one that was planned");
+    assert_sound(&store);
+}
+
+#[test]
+fn the_second_collector_says_so_and_leaves() {
+    let store = two_images();
+    store.untag_foreignly("one");
+    let before = store.snapshot();
+    let _collector = store.lock_collector().unwrap();
+    let second = pfs(&["gc", "--min-age", "0", store.path.to_str().unwrap()]);
+    assert_eq!(second.status.code(), Some(11), "{}", stderr(&second));
+    assert!(stderr(&second).contains("is locked by another process"));
+    assert_eq!(store.snapshot(), before);
+    assert_sound(&store);
+}
+
+#[test]
+fn clocks_that_disagree_stop_the_collection() {
+    let store = two_images();
+    store.untag_foreignly("one");
+    let before = store.snapshot();
+    for skew in [-301 - 60, 301 + 60] {
+        let plan = store.plan(at_once()).unwrap();
+        assert!(matches!(apply(plan, &store, now() + skew, &Silent), Err(GcError::Clock { .. })), "{skew}");
+        assert_eq!(store.snapshot(), before);
+    }
+    apply(store.plan(at_once()).unwrap(), &store, now() + 200, &Silent).unwrap();
+    assert_sound(&store);
+}
+
+#[test]
+fn hard_linked_blobs_count_what_the_filesystem_gives_back() {
+    let store = two_images();
+    store.untag_foreignly("one");
+    let all = store.plan(at_once()).unwrap().freed_bytes();
+    let elsewhere = store.beside("cache");
+    let plan = store.plan(at_once()).unwrap();
+    let linked = plan.blobs().iter().find(|blob| blob.verdict == Verdict::Condemn).unwrap().digest;
+    let size = fs::metadata(store.blob(&linked)).unwrap().len();
+    fs::hard_link(store.blob(&linked), &elsewhere).unwrap();
+    let planned = store.plan(at_once()).unwrap();
+    assert_eq!(planned.freed_bytes(), all - size);
+    assert_eq!(apply(planned, &store, now(), &Silent).unwrap().freed_bytes, all - size);
+    assert_eq!(fs::metadata(&elsewhere).unwrap().nlink(), 1, "its other name keeps it");
+    assert_sound(&store);
+}
+
+#[test]
+fn staging_of_dead_builds_is_removed_and_counted() {
+    let store = two_images();
+    let dead = store.path.join(".pfs/tmp/noboot-1-1");
+    fs::create_dir_all(&dead).unwrap();
+    fs::write(dead.join(Digest::of(b"x").to_string()), b"half a chunk").unwrap();
+    fs::write(store.path.join(".pfs/tmp/index-1-abc"), b"{}").unwrap();
+    assert_eq!(store.plan(Policy::default()).unwrap().freed_bytes(), 14);
+    assert_eq!(store.collect(unheld()).unwrap().freed_bytes, 14);
+    assert_eq!(store.staged(), [""; 0]);
+    assert_sound(&store);
+}
+
+#[test]
+fn a_dry_run_writes_nothing_at_all() {
+    for store in [golden("puzzlefs-0.2.0"), two_images()] {
+        store.untag_foreignly("base");
+        store.untag_foreignly("one");
+        let everything = || {
+            let files = walkdir::WalkDir::new(&store.path).sort_by_file_name().into_iter().map(Result::unwrap);
+            let facts = files.map(|file| (file.path().to_owned(), file.metadata().unwrap()));
+            facts
+                .map(|(path, facts)| {
+                    (path, facts.ino(), facts.size(), facts.mtime_nsec(), facts.ctime_nsec(), facts.nlink())
+                })
+                .collect::<Vec<_>>()
+        };
+        let before = everything();
+        let path = store.path.to_str().unwrap();
+        let gc = pfs(&["gc", "-n", "--min-age", "0", "--json", path]);
+        assert_eq!(gc.status.code(), Some(0), "{}", stderr(&gc));
+        for command in ["ls", "check"] {
+            assert_eq!(pfs(&[command, path]).status.code(), Some(0));
+        }
+        let tag = store.tags()[0].clone();
+        let delete = pfs(&["delete", "-n", &format!("{path}:{tag}")]);
+        assert_eq!(delete.status.code(), Some(0), "{}", stderr(&delete));
+        assert_eq!(everything(), before);
+    }
+}
+
+#[test]
+fn the_program_frees_what_its_dry_run_prints() {
+    let store = golden("puzzlefs-0.2.0");
+    store.untag_foreignly("base");
+    let path = store.path.to_str().unwrap();
+    let dry = pfs(&["gc", "-n", "-q", "--min-age", "0", path]);
+    let before = store.blob_bytes();
+    let run = pfs(&["gc", "-q", "--min-age", "0", path]);
+    assert_eq!(stdout(&dry), stdout(&run));
+    assert_eq!(stdout(&run).trim().parse::<u64>().unwrap(), before - store.blob_bytes());
+    assert_eq!(pfs(&["gc", "-n", "--exit-code", path]).status.code(), Some(0), "nothing is left to free");
+    assert_sound(&store);
+}
+
+#[test]
+fn delete_frees_nothing_that_is_not_the_deleted_images() {
+    let store = two_images();
+    let orphan = store.put(b"garbage of somebody else");
+    let plan = DeletePlan::new(&store, &[by_tag("one")], DeleteOptions::default()).unwrap();
+    plan.apply(&store, now(), &Silent).unwrap();
+    assert!(store.blobs().contains(&orphan));
+    assert_sound(&store);
+}
