@@ -54,8 +54,8 @@ pub struct KeptBytes {
 impl DeletePlan {
     /// Decides. Writes nothing; fails with the first conflict that nobody has overridden.
     pub fn new(store: &Store, selectors: &[Selector], options: DeleteOptions) -> Result<Self, DeleteError> {
-        if let (Some(shared), false) = (store.shared_blobs(), options.keep_blobs) {
-            return Err(GcError::SharedBlobs(shared.into()).into());
+        if !options.keep_blobs {
+            gc::check_collectable(store)?;
         }
         let index = store.index()?;
         let targets = request::resolve(index.document(), selectors, &options)?;
@@ -193,7 +193,7 @@ enum RootOrder {
 impl RootOrder {
     fn of(origin: &RootOrigin) -> Self {
         match origin {
-            RootOrigin::Entry(..) => Self::Entry,
+            RootOrigin::Entry(..) | RootOrigin::Elsewhere(..) => Self::Entry,
             RootOrigin::Lease(_) | RootOrigin::Pin(_) | RootOrigin::Process(..) => Self::Other,
         }
     }

@@ -201,13 +201,12 @@ fn age_seconds(stat: &BlobStat, now_seconds: i64) -> u64 {
 /// The blobs that no entry of the index needs, and some other root does.
 fn held_by_others(marks: &Marks) -> HashMap<Digest, Vec<Holder>> {
     let graph = &marks.graph;
-    let is_entry = |origin: &RootOrigin| matches!(origin, RootOrigin::Entry(..));
     let entries: Vec<usize> =
-        graph.roots().iter().filter(|(root, _)| is_entry(&root.origin)).map(|(_, node)| *node).collect();
+        graph.roots().iter().filter(|(root, _)| root.origin.is_entry()).map(|(_, node)| *node).collect();
     let mut needed = vec![false; graph.len()];
     graph.closure(&entries).0.iter().for_each(|blob| needed[*blob as usize] = true);
     let mut held: HashMap<Digest, Vec<Holder>> = HashMap::new();
-    for (root, node) in graph.roots().iter().filter(|(root, _)| !is_entry(&root.origin)) {
+    for (root, node) in graph.roots().iter().filter(|(root, _)| !root.origin.is_entry()) {
         let holder = Holder::Root(root.origin.clone());
         for blob in graph.closure(&[*node]).0.iter().filter(|blob| !needed[**blob as usize]) {
             let holders = held.entry(graph.digest(*blob)).or_default();

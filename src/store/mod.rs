@@ -21,6 +21,7 @@ mod lock;
 mod mount_pins;
 mod processes;
 mod quarantine;
+mod sharing;
 
 pub use blobs::{BlobStat, Put, Stored};
 pub use build_session::{BuildSession, Published, StaleStaging};
