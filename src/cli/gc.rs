@@ -206,12 +206,12 @@ impl PlanView {
         let needed = format!("needed: {} in {}\n", bytes(self.summary.needed.1), count(self.summary.needed.0, "blob"));
         let stale = stale_line(plan);
         let freed = match plan.hold_seconds() {
-            0 => format!("would free {} in {}\n", bytes(plan.freed_bytes()), count(self.summary.go, "blob")),
-            _ => format!(
+            seconds if seconds > 0 && self.summary.condemned > 0 => format!(
                 "would move {} to quarantine, and free {}\n",
                 count(self.summary.condemned, "blob"),
                 bytes(plan.freed_bytes()),
             ),
+            _ => format!("would free {} in {}\n", bytes(plan.freed_bytes()), count(self.summary.go, "blob")),
         };
         needed + &self.kept_lines(&plan_strangers(plan)) + &self.hold + &stale + &freed
     }

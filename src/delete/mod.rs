@@ -13,7 +13,7 @@ pub use request::{DeleteError, DeleteOptions, Target};
 
 use crate::{
     format::IndexDocument,
-    gc::{self, Facts, GcError, GcPlan, GcReport, Policy, Roots, Scope},
+    gc::{self, Evidence, Facts, GcError, GcPlan, GcReport, Policy, Roots, Scope},
     graph::{ImageGraph, Root, RootOrigin, walk},
     name::{Digest, Selector},
     observe::Observer,
@@ -38,6 +38,8 @@ pub struct DeleteReport {
     pub freed: GcReport,
     /// The bytes that stay, by what still needs them.
     pub kept: Vec<KeptBytes>,
+    /// Why what was condemned waits in quarantine, if it does.
+    pub evidence: Vec<Evidence>,
 }
 
 /// Bytes of a deleted image that stay.
@@ -95,11 +97,13 @@ impl DeletePlan {
     /// Untags, then frees what nothing else needs.
     pub fn apply(self, store: &Store, now_seconds: i64, watch: &dyn Observer) -> Result<DeleteReport, DeleteError> {
         self.untag(store)?;
-        let (freed, kept) = match self.options.keep_blobs {
-            true => (GcReport::default(), Vec::new()),
-            false => self.free(store, now_seconds, watch).map_err(DeleteError::UntaggedOnly)?,
-        };
-        Ok(DeleteReport { untagged: self.targets, freed, kept })
+        let mut report =
+            DeleteReport { untagged: Vec::new(), freed: GcReport::default(), kept: Vec::new(), evidence: Vec::new() };
+        if !self.options.keep_blobs {
+            self.free(store, now_seconds, watch, &mut report).map_err(DeleteError::UntaggedOnly)?;
+        }
+        report.untagged = self.targets;
+        Ok(report)
     }
 
     fn untag(&self, store: &Store) -> Result<(), DeleteError> {
@@ -126,12 +130,15 @@ impl DeletePlan {
         store: &Store,
         now_seconds: i64,
         watch: &dyn Observer,
-    ) -> Result<(GcReport, Vec<KeptBytes>), GcError> {
+        report: &mut DeleteReport,
+    ) -> Result<(), GcError> {
         let mut facts = Facts::gather(store, Roots::Current, now_seconds, watch)?;
         facts.released.extend(&self.scope);
-        let kept = kept(&facts.marks.graph, &self.scope, &facts);
+        report.kept = kept(&facts.marks.graph, &self.scope, &facts);
         let plan = gc::plan(facts, self.policy(), now_seconds);
-        Ok((gc::apply(plan, store, now_seconds, watch)?, kept))
+        report.evidence = plan.evidence().to_vec();
+        report.freed = gc::apply(plan, store, now_seconds, watch)?;
+        Ok(())
     }
 
     fn policy(&self) -> Policy {

@@ -50,7 +50,7 @@ impl Store {
             }
             let root = PathBuf::from(format!("/proc/{pid}"));
             let is_pfs = own_exe.is_some() && fs::read_link(root.join("exe")).ok() == own_exe;
-            let harmless = is_pfs || ancestors.contains(&pid);
+            let harmless = is_pfs || ancestors.contains(&pid) || is_fresh_fork(pid, &ancestors);
             match look(&root, layouts) {
                 Look::Gone => {}
                 Look::Unreadable => evidence.unreadable += 1,
@@ -86,6 +86,13 @@ fn ancestors(mut pid: u32) -> Vec<u32> {
         pid = parent;
     }
     ancestors
+}
+
+/// Whether a process is the child of an ancestor that has not become another program yet: it has everything open that its
+/// parent has, for a moment.
+fn is_fresh_fork(pid: u32, ancestors: &[u32]) -> bool {
+    let exe = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
+    parent(pid).is_some_and(|parent| ancestors.contains(&parent) && exe(parent).is_some() && exe(parent) == exe(pid))
 }
 
 /// Field 4 of `/proc/PID/stat`; the name before it may hold anything, also parentheses.
