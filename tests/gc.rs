@@ -10,7 +10,7 @@ use pfs::{
     format::Rootfs,
     gc::{GcError, Hold, KeepReason, Policy, Verdict, apply},
     graph::{load_image, pick},
-    name::Digest,
+    name::{Digest, MediaKind},
     observe::Silent,
     store::{LeaseKind, StoreError},
 };
@@ -124,6 +124,28 @@ fn quarantined_chunks_in_use_are_restored() {
     assert_eq!((report.freed.len(), report.restored.len()), (0, before.len() - 4), "all but directories and texts");
     assert_eq!(store.snapshot(), before);
     assert_eq!(common::names_in(&store.path.join(".pfs/quarantine")), [""; 0], "empty epochs go");
+    assert_sound(&store);
+}
+
+#[test]
+fn a_quarantined_chunk_that_was_written_anew_leaves_one_of_the_two() {
+    let store = two_images();
+    let before = store.snapshot();
+    let (rootfs, _) = common::image_of(&store, "one");
+    let chunks = load_image(&store.store, &rootfs, MediaKind::Rootfs).unwrap().rootfs.chunks();
+    for wrong in [None, Some(&b"half of it, by a tool that crashed"[..])] {
+        for digest in chunks.iter().map(|chunk| chunk.0) {
+            let bytes = fs::read(store.blob(&digest)).unwrap();
+            quarantine(&store, &digest);
+            fs::copy(store.path.join(format!(".pfs/quarantine/1-1/{digest}")), store.blob(&digest)).unwrap();
+            fs::write(store.blob(&digest), wrong.unwrap_or(&bytes)).unwrap();
+        }
+        match wrong {
+            None => assert!(store.collect(at_once()).unwrap().freed_bytes > 0),
+            Some(_) => drop(apply(store.plan(at_once()).unwrap(), &store, now(), &Silent).unwrap()),
+        }
+        assert_eq!(store.snapshot(), before, "the right bytes stay");
+    }
     assert_sound(&store);
 }
 
