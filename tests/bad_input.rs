@@ -242,8 +242,11 @@ fn a_well_hashed_rootfs_with_flipped_bits_frees_nothing() {
     }
 }
 
-/// A rootfs with these files in its root directory, each of these chunks: digest, compressed, length.
-fn rootfs(files: &[(&str, &[(Digest, bool, u64)])]) -> Vec<u8> {
+/// A stretch of a file: the chunk, whether it is compressed, and how many bytes.
+type Stretch = (Digest, bool, u64);
+
+/// A rootfs with these files in its root directory.
+fn rootfs(files: &[(&str, &[Stretch])]) -> Vec<u8> {
     let mut layer = LayerBuilder::new(0);
     let mut entries = (2..).zip(files).map(|(ino, (name, _))| Ok(DirEntry { name: name.as_bytes(), ino }));
     layer.push(draft(1, &mut std::iter::empty()), KindDraft::Dir { entries: &mut entries, look_below: false }).unwrap();
@@ -327,8 +330,11 @@ fn a_digest_of_another_algorithm_stops_the_collection_and_is_named() {
     assert!(error.contains("tag other: sha512:abab"), "{error}");
 }
 
+/// Makes something at a path.
+type Make = fn(&Path);
+
 /// What may stand under the name of a blob without being one.
-fn impostors() -> [(&'static str, fn(&Path)); 4] {
+fn impostors() -> [(&'static str, Make); 4] {
     [
         ("a directory", |path| fs::create_dir(path).unwrap()),
         ("a symbolic link", |path| symlink("/etc/passwd", path).unwrap()),
