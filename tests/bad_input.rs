@@ -242,10 +242,10 @@ fn a_well_hashed_rootfs_with_flipped_bits_frees_nothing() {
     }
 }
 
-/// A stretch of a file: the chunk, whether it is compressed, and how many bytes.
+/// A chunk, whether it is compressed, and how many bytes of it.
 type Stretch = (Digest, bool, u64);
 
-/// A rootfs with these files in its root directory.
+/// A rootfs with these files in its root directory, each of these chunks: digest, compressed, length.
 fn rootfs(files: &[(&str, &[Stretch])]) -> Vec<u8> {
     let mut layer = LayerBuilder::new(0);
     let mut entries = (2..).zip(files).map(|(ino, (name, _))| Ok(DirEntry { name: name.as_bytes(), ino }));
@@ -330,11 +330,11 @@ fn a_digest_of_another_algorithm_stops_the_collection_and_is_named() {
     assert!(error.contains("tag other: sha512:abab"), "{error}");
 }
 
-/// Makes something at a path.
-type Make = fn(&Path);
+/// Makes something under a path.
+type Impostor = fn(&Path);
 
 /// What may stand under the name of a blob without being one.
-fn impostors() -> [(&'static str, Make); 4] {
+fn impostors() -> [(&'static str, Impostor); 4] {
     [
         ("a directory", |path| fs::create_dir(path).unwrap()),
         ("a symbolic link", |path| symlink("/etc/passwd", path).unwrap()),
