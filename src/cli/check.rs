@@ -34,6 +34,11 @@ pub struct Args {
 }
 
 pub fn run(context: &Context, args: Args) -> Ending {
+    let json = args.json;
+    act(context, args).map_err(|failure| failure.json(json))
+}
+
+fn act(context: &Context, args: Args) -> Ending {
     let (store, selector) = subject(context, args.subject.as_deref())?;
     let watch = context.progress(args.json);
     let report = check(&store, &CheckOptions { selector, data: args.data }, &watch)?;

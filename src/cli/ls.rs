@@ -24,7 +24,12 @@ pub struct Args {
 }
 
 pub fn run(context: &Context, args: Args) -> Ending {
-    let store = context.open(args.store.as_ref()).map_err(|failure| failure.json(args.json))?;
+    let json = args.json;
+    act(context, args).map_err(|failure| failure.json(json))
+}
+
+fn act(context: &Context, args: Args) -> Ending {
+    let store = context.open(args.store.as_ref())?;
     let listing = listing(&store)?;
     if args.json {
         let images: Vec<_> = listing.rows.iter().map(row_document).collect();

@@ -137,6 +137,8 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
         match verdict {
             Verdict::Purge => tally.add(&blob.stat),
             Verdict::Wait(_) => condemned.add(&blob.stat),
+            // Somebody has written it anew meanwhile, so one of the two goes.
+            Verdict::Restore if facts.inventory.get(&blob.digest).is_some() => tally.add(&blob.stat),
             _ => {}
         }
         let quarantined = Some(blob.clone());
