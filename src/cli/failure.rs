@@ -15,6 +15,9 @@ use pfs::{
     store::StoreError,
 };
 
+/// The exit code of a command that has done some of what it was asked for.
+pub const PARTLY_DONE: u8 = 3;
+
 /// What an error means to whoever called the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -52,7 +55,7 @@ impl Kind {
         match self {
             Self::Failed => 1,
             Self::Usage => 2,
-            Self::PartlyDone => 3,
+            Self::PartlyDone => PARTLY_DONE,
             Self::NotAStore => 10,
             Self::Busy => 11,
             Self::NotFound => 12,

@@ -93,13 +93,30 @@ pub fn run(context: &Context, args: Args) -> Ending {
     }
     let mut documents = Vec::new();
     let mut ending = 0;
+    let mut failures = Vec::new();
     for path in &stores {
-        ending = ending.max(collect(context, &args, path, &mut documents).map_err(|failure| failure.json(args.json))?);
+        match collect(context, &args, path, &mut documents) {
+            Ok(code) => ending = ending.max(code),
+            Err(failure) => failures.push(failure.json(args.json)),
+        }
     }
-    if args.json {
+    if args.json && !documents.is_empty() {
         print_json(&json!({"schema": "pfs.gc/1", "dry_run": args.dry_run, "stores": documents}))?;
     }
-    Ok(ending)
+    finish(ending, failures, stores.len(), context.globals.quiet)
+}
+
+/// One store of several that cannot be collected does not keep the others from it: that is partly done.
+fn finish(ending: u8, mut failures: Vec<Failure>, stores: usize, quiet: bool) -> Ending {
+    match failures.pop() {
+        None => Ok(ending),
+        Some(failure) if stores == 1 => Err(failure),
+        Some(last) => {
+            let all_failed = failures.len() + 1 == stores;
+            failures.iter().chain([&last]).for_each(|failure| failure.print(quiet));
+            Ok(if all_failed { last.code() } else { super::failure::PARTLY_DONE })
+        }
+    }
 }
 
 fn collect(context: &Context, args: &Args, path: &Path, documents: &mut Vec<serde_json::Value>) -> Ending {

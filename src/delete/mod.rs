@@ -26,6 +26,7 @@ pub struct DeletePlan {
     targets: Vec<Target>,
     edited: IndexDocument,
     scope: HashSet<Digest>,
+    graph: Option<ImageGraph>,
     options: DeleteOptions,
 }
 
@@ -73,7 +74,7 @@ impl DeletePlan {
         };
         conflict::check(&targets, &edited, graph.as_ref(), &leases, &options)?;
         let scope = needed_by(store, index.document(), &targets);
-        Ok(Self { targets, edited, scope, options })
+        Ok(Self { targets, edited, scope, graph, options })
     }
 
     /// What is to be untagged.
@@ -106,8 +107,10 @@ impl DeletePlan {
         Ok(report)
     }
 
+    /// Takes the names away, if everything is still as it was decided on, leases included: mounting waits for the lock.
     fn untag(&self, store: &Store) -> Result<(), DeleteError> {
-        let guard = store.lock_shared()?;
+        let guard = store.lock_exclusive()?;
+        let leases = store.leases()?;
         let wanted: Vec<(Selector, Digest)> =
             self.targets.iter().map(|target| (target.selector.clone(), target.digest)).collect();
         store.remove_entries(&guard, |index| -> Result<_, DeleteError> {
@@ -121,7 +124,10 @@ impl DeletePlan {
             if !same || places(&now) != places(&self.targets) {
                 return Err(DeleteError::Changed);
             }
-            Ok(now.into_iter().flat_map(|target| target.places).collect())
+            let places: Vec<usize> = now.iter().flat_map(|target| target.places.iter().copied()).collect();
+            let edited = index.without(&places);
+            conflict::check(&now, &edited, self.graph.as_ref(), &leases, &self.options)?;
+            Ok(places)
         })
     }
 

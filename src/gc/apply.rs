@@ -84,10 +84,10 @@ impl<'s> Run<'s> {
         }
     }
 
-    /// Marks that were up to date a moment ago. Other programs do not know the lock, so they may have changed the index
-    /// since the last batch.
+    /// Marks that were up to date a moment ago. Other programs do not know the lock, so they may have changed the index, or
+    /// mounted an image, since the last batch.
     fn refresh(&mut self) -> Result<(), GcError> {
-        while !self.marks.are_current(self.store)? {
+        while !self.marks.are_current(self.store)? || !self.marks.processes_are_current(self.store) {
             self.remark()?;
         }
         Ok(())

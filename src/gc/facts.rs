@@ -188,6 +188,12 @@ impl Marks {
         Ok(Stamp::of(&store.index()?.digest(), &others, &store.leases()?, &store.pins()?) == self.stamp)
     }
 
+    /// Whether no process has taken up a blob of the store that was not known to be needed.
+    pub fn processes_are_current(&self, store: &Store) -> bool {
+        let now = store.process_evidence(&[], &[]);
+        now.processes.iter().flat_map(|process| &process.blobs).all(|blob| self.needs(blob))
+    }
+
     /// Whether a root or a claim needs this blob.
     pub fn needs(&self, digest: &Digest) -> bool {
         self.graph.needs(digest) || self.claims.contains(digest)

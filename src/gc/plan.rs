@@ -190,7 +190,7 @@ fn judge(
         () if facts.marks.graph.needs(digest) => Verdict::Keep(KeepReason::Needed),
         () if facts.marks.claims.contains(digest) => Verdict::Held(vec![Holder::Build]),
         () if facts.released.contains(digest) => Verdict::Condemn,
-        () if age < policy.min_age_seconds => Verdict::Young(age),
+        () if age < policy.min_age_seconds || stat.newest_seconds > now_seconds => Verdict::Young(age),
         () => Verdict::Condemn,
     }
 }
