@@ -8,7 +8,7 @@ use common::{TestStore, assert_sound, at_once, by_tag, empty, golden, lease_reco
 use pfs::{
     delete::{DeleteOptions, DeletePlan},
     format::Rootfs,
-    gc::{Hold, GcError, KeepReason, Policy, Verdict, apply},
+    gc::{GcError, Hold, KeepReason, Policy, Verdict, apply},
     graph::{load_image, pick},
     name::Digest,
     observe::Silent,

@@ -5,6 +5,7 @@
 mod build;
 mod check;
 mod delete;
+mod du;
 mod failure;
 mod gc;
 mod inspect;
@@ -80,6 +81,7 @@ enum Command {
     #[command(visible_aliases = ["rm", "rmi"])]
     Delete(delete::Args),
     Gc(gc::Args),
+    Du(du::Args),
     Refs(refs::Args),
     #[command(visible_aliases = ["fsck", "verify"])]
     Check(check::Args),
@@ -127,6 +129,7 @@ impl Context {
             Command::Mounts(args) => mounts::run(self, args),
             Command::Delete(args) => delete::run(self, args),
             Command::Gc(args) => gc::run(self, args),
+            Command::Du(args) => du::run(self, args),
             Command::Refs(args) => refs::run(self, args),
             Command::Check(args) => check::run(self, args),
         }

@@ -1,9 +1,12 @@
 //! `pfs ls`: every entry of the index, with its size and what deleting it would give back.
 
-use super::ExplainError;
+use super::{
+    ExplainError,
+    entries::{RowState, readable, state},
+};
 use crate::{
     format::{DescriptorDigest, IndexEntry},
-    graph::{ImageGraph, NodeKind, RefCounts, Root, WalkError, walk},
+    graph::{ImageGraph, Root},
     name::{Digest, Tag},
     store::{Inventory, LeaseKind, LeaseState, Store},
 };
@@ -32,24 +35,6 @@ pub struct ListingRow {
     pub created_seconds: Option<i64>,
 }
 
-/// What is known of an entry.
-#[derive(Debug)]
-pub enum RowState {
-    /// Everything that it needs is known.
-    Known {
-        /// What it is: "image", "index", ...
-        kind: &'static str,
-        /// The bytes of all blobs that it needs and that are there.
-        size: u64,
-        /// The bytes that only it needs: what deleting it gives back.
-        unique: u64,
-        /// How many blobs that it needs are not there.
-        missing: u64,
-    },
-    /// It cannot be read.
-    Broken(WalkError),
-}
-
 /// Lists the entries. Entries that cannot be read are listed as broken, and the sums are those of the others.
 pub fn listing(store: &Store) -> Result<Listing, ExplainError> {
     let index = store.index()?;
@@ -72,45 +57,6 @@ pub fn listing(store: &Store) -> Result<Listing, ExplainError> {
     let rows = rows.collect();
     let stored_bytes = inventory.blobs.iter().map(|(_, stat)| stat.size).sum();
     Ok(Listing { rows, stored_bytes })
-}
-
-/// The graph of all roots that can be read, and for each root why it cannot.
-fn readable(store: &Store, roots: &[Root]) -> (ImageGraph, Vec<Option<WalkError>>) {
-    if let Ok(graph) = walk(store, roots.to_vec()) {
-        return (graph, roots.iter().map(|_| None).collect());
-    }
-    let broken: Vec<_> = roots.iter().map(|root| walk(store, vec![root.clone()]).err()).collect();
-    let sound = roots.iter().zip(&broken).filter(|(_, broken)| broken.is_none()).map(|(root, _)| root.clone());
-    match walk(store, sound.collect()) {
-        Ok(graph) => (graph, broken),
-        // Each alone can be read and all together cannot: something changes right now.
-        Err(error) => (ImageGraph::default(), all_broken(&error, broken)),
-    }
-}
-
-fn all_broken(error: &WalkError, broken: Vec<Option<WalkError>>) -> Vec<Option<WalkError>> {
-    let changing = || WalkError::changing(error.to_string());
-    broken.into_iter().map(|known| Some(known.unwrap_or_else(changing))).collect()
-}
-
-fn state(graph: &ImageGraph, node: usize, counts: &RefCounts, inventory: &Inventory) -> RowState {
-    let (mut size, mut unique, mut missing) = (0, 0, 0);
-    for blob in graph.closure(&[node]).0 {
-        match inventory.get(&graph.digest(blob)) {
-            Some(stat) => {
-                size += stat.size;
-                unique += if counts.of(blob) == 1 { stat.size } else { 0 };
-            }
-            None => missing += 1,
-        }
-    }
-    let kind = match graph.nodes()[node].kind {
-        NodeKind::Index => "index",
-        NodeKind::Manifest(Some(_)) | NodeKind::Rootfs => "puzzlefs",
-        NodeKind::Manifest(None) => "image",
-        NodeKind::Opaque | NodeKind::Absent => "unknown",
-    };
-    RowState::Known { kind, size, unique, missing }
 }
 
 fn row(

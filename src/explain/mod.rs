@@ -1,11 +1,15 @@
 //! Answers about a store and its images. No act, and no grounds for one: these readers go on where something is broken.
 
+mod du;
+mod entries;
 mod inspect;
 mod listing;
 mod refs;
 
+pub use du::{Class, ClassUse, DiskUse, EntryUse, disk_use};
+pub use entries::RowState;
 pub use inspect::{Inspection, LayerSummary, inspect};
-pub use listing::{Listing, ListingRow, RowState, listing};
+pub use listing::{Listing, ListingRow, listing};
 pub use refs::{ChunkRefs, refs};
 
 use crate::{

@@ -21,6 +21,7 @@ mod lock;
 mod mount_pins;
 mod processes;
 mod quarantine;
+mod usage;
 
 pub use blobs::{BlobStat, Put, Stored};
 pub use build_session::{BuildSession, Published, StaleStaging};
@@ -35,3 +36,4 @@ pub use lock::{CollectorGuard, ExclusiveGuard, SharedGuard};
 pub use mount_pins::{PinCount, StalePins};
 pub use processes::{ProcessEvidence, ProcessUse};
 pub use quarantine::QuarantinedBlob;
+pub use usage::{Place, Usage, UsedFile};
