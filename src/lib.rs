@@ -15,5 +15,6 @@ pub mod graph;
 pub mod mount;
 pub mod name;
 pub mod observe;
+pub mod pin;
 pub mod store;
 pub mod tree;

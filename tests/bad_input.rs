@@ -60,7 +60,7 @@ fn refuses(store: &TestStore, what: &str) -> GcError {
 /// The same for the deletion of an image.
 fn refuses_delete(store: &TestStore, tag: &str, what: &str) {
     let before = store.snapshot();
-    let plan = DeletePlan::new(store, &[by_tag(tag)], DeleteOptions::default());
+    let plan = DeletePlan::new(store, &[by_tag(tag)], DeleteOptions::default(), now());
     assert!(plan.and_then(|plan| plan.apply(store, now(), &Silent)).is_err(), "{what}");
     assert_eq!(store.snapshot(), before, "{what}");
 }
@@ -374,7 +374,7 @@ fn a_missing_or_short_chunk_is_damage_and_stops_nothing() {
         assert!(damage[0].subject.contains("/file"), "{damage:?}");
         assert!(frees_nothing(&store, "a chunk says nothing about others").is_none());
         let content = store.read_back("two");
-        DeletePlan::new(&store, &[by_tag("one")], DeleteOptions::default())
+        DeletePlan::new(&store, &[by_tag("one")], DeleteOptions::default(), now())
             .unwrap()
             .apply(&store, now(), &Silent)
             .unwrap();

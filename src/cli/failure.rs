@@ -12,6 +12,7 @@ use pfs::{
     graph::{ImageError, WalkError, WalkProblem},
     mount::MountError,
     name::ReferenceError,
+    pin::PinError,
     store::StoreError,
 };
 
@@ -231,6 +232,20 @@ impl From<ExplainError> for Failure {
     }
 }
 
+impl From<PinError> for Failure {
+    fn from(error: PinError) -> Self {
+        match error {
+            PinError::Image(error) => error.into(),
+            PinError::Store(error) => error.into(),
+            PinError::NotPinned(_) => Self::new(Kind::NotFound, error).hint("pfs pins STORE lists what is pinned"),
+            PinError::Unreadable(_) => {
+                Self::new(Kind::Integrity, error).hint("pfs check STORE lists everything that is damaged")
+            }
+            error => Self::new(Kind::Failed, error),
+        }
+    }
+}
+
 impl From<CheckError> for Failure {
     fn from(error: CheckError) -> Self {
         match error {
@@ -327,6 +342,9 @@ impl From<Conflict> for Failure {
             }
             Conflict::SeveralTags { .. } => {
                 Self::new(Kind::InUse, conflict).hint("name one tag to remove only that, or --force to remove them all")
+            }
+            Conflict::Pinned { .. } => {
+                Self::new(Kind::InUse, conflict).hint("pfs unpin it first, or --force to take the pin back as well")
             }
             conflict => Self::new(Kind::InUse, conflict),
         }

@@ -13,9 +13,12 @@ mod ls;
 mod mount;
 mod mounts;
 mod output;
+mod pin;
+mod pins;
 mod progress;
 mod refs;
 mod umount;
+mod unpin;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -83,6 +86,9 @@ enum Command {
     Gc(gc::Args),
     Du(du::Args),
     Refs(refs::Args),
+    Pin(pin::Args),
+    Unpin(unpin::Args),
+    Pins(pins::Args),
     #[command(visible_aliases = ["fsck", "verify"])]
     Check(check::Args),
 }
@@ -131,6 +137,9 @@ impl Context {
             Command::Gc(args) => gc::run(self, args),
             Command::Du(args) => du::run(self, args),
             Command::Refs(args) => refs::run(self, args),
+            Command::Pin(args) => pin::run(self, args),
+            Command::Unpin(args) => unpin::run(self, args),
+            Command::Pins(args) => pins::run(self, args),
             Command::Check(args) => check::run(self, args),
         }
     }

@@ -8,7 +8,7 @@ use crate::{
     name::{Digest, MediaKind},
     observe::{Event, Observer},
     store::{
-        ForeignTraces, Inventory, LeaseKind, LeaseRecord, LeaseState, ProcessEvidence, QuarantinedBlob, StalePins,
+        ForeignTraces, Inventory, LeaseKind, LeaseRecord, LeaseState, Pin, ProcessEvidence, QuarantinedBlob, StalePins,
         StaleStaging, Store, StoreError,
     },
 };
@@ -85,7 +85,12 @@ pub enum Roots<'i> {
     /// The one on disk.
     Current,
     /// An edited one that is not on disk: for plans that are only looked at.
-    Supposed(&'i IndexDocument),
+    Supposed {
+        /// The index.
+        index: &'i IndexDocument,
+        /// The pins that would have been taken back.
+        unpinned: &'i [Digest],
+    },
 }
 
 impl Facts {
@@ -114,14 +119,16 @@ impl Marks {
         let leases = store.leases()?;
         let pins = store.pins()?;
         let stamp = Stamp::of(&index.digest(), &leases, pins.iter().map(|pin| pin.digest).collect());
-        let mut graph_roots = match roots {
-            Roots::Current => Root::of_index(index.document()),
-            Roots::Supposed(document) => Root::of_index(document),
+        let (document, unpinned): (_, &[Digest]) = match roots {
+            Roots::Current => (index.document(), &[]),
+            Roots::Supposed { index, unpinned } => (index, unpinned),
         };
+        let mut graph_roots = Root::of_index(document);
         for lease in leases.iter().filter(|lease| lease.live) {
             graph_roots.extend(lease_roots(lease)?);
         }
-        graph_roots.extend(pins.iter().filter(|pin| !pin.is_over(now_seconds)).map(|pin| Root {
+        let stands = |pin: &&Pin| !pin.is_over(now_seconds) && !unpinned.contains(&pin.digest);
+        graph_roots.extend(pins.iter().filter(stands).map(|pin| Root {
             origin: RootOrigin::Pin(pin.tag.clone().unwrap_or_else(|| pin.digest.short())),
             digest: DescriptorDigest::Sha256(pin.digest),
             kind: MediaKind::of(&pin.media_type),
