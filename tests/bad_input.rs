@@ -216,7 +216,7 @@ fn a_well_hashed_rootfs_with_flipped_bits_frees_nothing() {
         write_index(&store, br#"{"schemaVersion":2,"manifests":[]}"#);
         let manifest = add_image(&store, "flipped", &[(ROOTFS, digest), (CHUNK, chunk)]);
         frees_nothing(&store, &format!("byte {at}"));
-        let _ = explain::listing(&store);
+        let _ = explain::listing(&store, now());
         let _ = check(&store, &CheckOptions::default(), &Silent);
         [digest, manifest].iter().for_each(|digest| fs::remove_file(store.blob(digest)).unwrap());
     }
@@ -576,7 +576,7 @@ fn a_digest_that_a_manifest_repeats_counts_once() {
     add_image(&store, "repeats", &[(ROOTFS, rootfs), (CHUNK, chunk), (CHUNK, chunk), (CHUNK, chunk)]);
     let refs = explain::refs(&store, &by_tag("repeats")).unwrap();
     assert_eq!(refs.iter().map(|chunk| chunk.images).collect::<Vec<_>>(), [1]);
-    let listing = explain::listing(&store).unwrap();
+    let listing = explain::listing(&store, now()).unwrap();
     assert!(
         matches!(listing.rows[0].state, explain::RowState::Known { size, unique, .. } if size == unique && size == listing.stored_bytes)
     );

@@ -171,3 +171,85 @@ fn explaining_writes_nothing() {
     assert_eq!((everything(), store.snapshot()), before);
     assert!(Store::open(&store.path).is_ok());
 }
+
+fn names(store: &TestStore, args: &[&str]) -> Vec<String> {
+    let output = pfs(&[&["-q", "ls"], args, &[store.path.to_str().unwrap()]].concat());
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+    stdout(&output).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn listings_are_sorted_and_filtered() {
+    let store = three_images();
+    store.build("big", &[("own", &noise(20, 300_000))]);
+    assert_eq!(names(&store, &["--sort", "name"]), ["big", "one", "three", "two"]);
+    assert_eq!(names(&store, &["--sort", "size"])[0], "big");
+    assert_eq!(names(&store, &["--sort", "unique"])[0], "big");
+    assert_eq!(names(&store, &["--sort", "age"]).len(), 4);
+    assert_eq!(names(&store, &["--filter", "tag=t*"]), ["two", "three"]);
+    let _lease = store.mount_lease("one");
+    assert_eq!(names(&store, &["--filter", "mounted=yes"]), ["one"]);
+    assert_eq!(pfs(&["pin", &format!("{}:two", store.path.display())]).status.code(), Some(0));
+    assert_eq!(names(&store, &["--filter", "pinned=yes", "--filter", "kind=puzzlefs"]), ["two"]);
+    assert_eq!(names(&store, &["--filter", "pinned=no", "--filter", "mounted=no"]), ["three", "big"]);
+    assert_eq!(pfs(&["ls", "--filter", "size=3", store.path.to_str().unwrap()]).status.code(), Some(2));
+}
+
+/// Takes the names of these images away.
+fn unname(store: &TestStore, tags: &[&str]) {
+    store.rewrite_index(|entries| {
+        for entry in
+            entries.iter_mut().filter(|entry| tags.iter().any(|tag| entry["annotations"][common::REF_NAME] == *tag))
+        {
+            entry.as_object_mut().unwrap().remove("annotations");
+        }
+    });
+}
+
+#[test]
+fn dangling_is_what_has_no_name_and_nobody_uses() {
+    let store = three_images();
+    let (_, one) = common::image_of(&store, "one");
+    let (_, two) = common::image_of(&store, "two");
+    unname(&store, &["one", "two"]);
+    assert_eq!(names(&store, &["--dangling"]), [one.to_oci(), two.to_oci()]);
+    let by_digest = format!("{}@sha256:{one}", store.path.display());
+    assert_eq!(pfs(&["pin", &by_digest]).status.code(), Some(0));
+    assert_eq!(names(&store, &["--dangling"]), [two.to_oci()], "a pinned one is not");
+    assert_eq!(pfs(&["unpin", &by_digest]).status.code(), Some(0));
+
+    // An index that has a name, with one of them inside.
+    let descriptor = |digest: &pfs::name::Digest| {
+        let size = fs::metadata(store.blob(digest)).unwrap().len();
+        serde_json::json!({"mediaType": pfs::name::OCI_MANIFEST, "digest": digest.to_oci(), "size": size})
+    };
+    let index = serde_json::json!({"schemaVersion": 2, "manifests": [descriptor(&one)]}).to_string();
+    let index = store.put(index.as_bytes());
+    // A signature of the image `three`, which has a name.
+    let (_, three) = common::image_of(&store, "three");
+    let config = store.put(b"{}");
+    let signature = serde_json::json!({"schemaVersion": 2, "config": {"mediaType": "application/vnd.oci.empty.v1+json",
+        "digest": config.to_oci(), "size": 2}, "layers": [], "subject": descriptor(&three)});
+    let signature = store.put(signature.to_string().as_bytes());
+    store.rewrite_index(|entries| {
+        let mut entry = descriptor(&index);
+        entry["mediaType"] = "application/vnd.oci.image.index.v1+json".into();
+        entry["annotations"] = serde_json::json!({common::REF_NAME: "multi"});
+        entries.push(entry);
+        entries.push(descriptor(&signature));
+    });
+    assert_eq!(names(&store, &["--dangling"]), [two.to_oci()], "one is in a tagged index, the signature has a subject");
+    store.untag_foreignly("three");
+    assert_eq!(names(&store, &["--dangling"]), [two.to_oci(), signature.to_oci()]);
+    assert_sound(&store);
+}
+
+#[test]
+fn where_a_named_image_cannot_be_read_nothing_is_called_dangling() {
+    let store = three_images();
+    unname(&store, &["one"]);
+    let (_, two) = common::image_of(&store, "two");
+    fs::write(store.blob(&two), "{}").unwrap();
+    assert_eq!(names(&store, &["--dangling"]), [""; 0]);
+    assert_eq!(names(&store, &["--filter", "kind=damaged"]), ["two"]);
+}
