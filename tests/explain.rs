@@ -253,3 +253,67 @@ fn where_a_named_image_cannot_be_read_nothing_is_called_dangling() {
     assert_eq!(names(&store, &["--dangling"]), [""; 0]);
     assert_eq!(names(&store, &["--filter", "kind=damaged"]), ["two"]);
 }
+
+fn why(store: &TestStore, subject: &str) -> String {
+    let output = pfs(&["-s", store.path.to_str().unwrap(), "why", subject]);
+    assert_eq!(output.status.code(), Some(0), "{subject}: {}", stderr(&output));
+    stdout(&output)
+}
+
+/// A chunk that only this image needs, and one that others need too.
+fn chunks_of(store: &TestStore, tag: &str) -> (pfs::name::Digest, pfs::name::Digest) {
+    let chunks = pfs::explain::refs(store, &common::by_tag(tag)).unwrap();
+    let find = |alone: bool| chunks.iter().find(|chunk| (chunk.images == 1) == alone).unwrap().digest;
+    (find(true), find(false))
+}
+
+#[test]
+fn why_names_the_way_from_the_tag_to_the_file() {
+    let store = three_images();
+    let (rootfs, manifest) = common::image_of(&store, "one");
+    let (own, shared) = chunks_of(&store, "one");
+    let text = why(&store, &own.short());
+    let way = format!("kept by tag one -> manifest {} -> rootfs {}\n", manifest.short(), rootfs.short());
+    assert!(text.contains(&way) && text.contains("\n  /") && !text.contains("tag two"), "{text}");
+    assert!(text.ends_with("kept: an image needs it\n"), "{text}");
+    let text = why(&store, &shared.to_oci());
+    assert!(["one", "two", "three"].iter().all(|tag| text.contains(&format!("kept by tag {tag} -> "))), "{text}");
+    assert_eq!(why(&store, "one"), why(&store, &manifest.to_string()), "of an image, the manifest");
+    assert!(why(&store, &rootfs.short()).contains(&format!("tag one -> manifest {}\n", manifest.short())));
+    let document = json_of(&["why", "--json", &format!("{}@{}", store.path.display(), own.to_oci())]);
+    assert_eq!((document["state"].as_str(), document["keepers"][0]["tag"].as_str()), (Some("needed"), Some("one")));
+}
+
+#[test]
+fn why_names_mounts_pins_age_and_quarantine() {
+    let store = three_images();
+    let own = chunks_of(&store, "one").0;
+    let lease = store.mount_lease("one");
+    assert_eq!(pfs(&["pin", "--reason", "audit", &format!("{}:one", store.path.display())]).status.code(), Some(0));
+    store.untag_foreignly("one");
+    let text = why(&store, &own.short());
+    let mount = format!("kept by the mount at /srv/app (pid {})", std::process::id());
+    assert!(text.contains(&mount) && text.contains("kept by pin one (audit)"), "{text}");
+    assert!(text.ends_with("in use\n"), "{text}");
+    store.release(lease).unwrap();
+    assert_eq!(pfs(&["unpin", &format!("{}:one", store.path.display())]).status.code(), Some(0));
+    assert!(why(&store, &own.short()).ends_with("kept by nothing: the next gc frees it\n"));
+    assert_eq!(pfs(&["gc", "--hold", "1d", store.path.to_str().unwrap()]).status.code(), Some(0));
+    assert!(why(&store, &own.short()).contains("it lies in quarantine"));
+    let young = store.put(&noise(40, 100));
+    assert!(why(&store, &young.short()).contains("may be an upload"));
+    assert_sound(&store);
+}
+
+#[test]
+fn why_of_what_nobody_knows_is_not_found() {
+    let store = three_images();
+    for subject in ["0000000000", "sha256:0000000000", "absent"] {
+        let output = pfs(&["-s", store.path.to_str().unwrap(), "why", subject]);
+        assert_eq!(output.status.code(), Some(12), "{subject}: {}", stderr(&output));
+    }
+    let missing = chunks_of(&store, "one").0;
+    fs::remove_file(store.blob(&missing)).unwrap();
+    let text = why(&store, &missing.short());
+    assert!(text.contains("kept by tag one") && text.ends_with("it is not in the store\n"), "{text}");
+}

@@ -227,6 +227,10 @@ impl From<ExplainError> for Failure {
             ExplainError::Image(error) => error.into(),
             ExplainError::Walk(error) => error.into(),
             ExplainError::Store(error) => error.into(),
+            ExplainError::NoBlob(_) => {
+                Self::new(Kind::NotFound, error).hint("write the first 6 to 64 digits of its digest, or STORE:TAG")
+            }
+            ExplainError::SeveralBlobs { .. } => Self::new(Kind::Refused, error).hint("write more of its digits"),
             error => Self::new(Kind::Integrity, error),
         }
     }

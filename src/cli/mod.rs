@@ -19,6 +19,7 @@ mod progress;
 mod refs;
 mod umount;
 mod unpin;
+mod why;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -86,6 +87,7 @@ enum Command {
     Gc(gc::Args),
     Du(du::Args),
     Refs(refs::Args),
+    Why(why::Args),
     Pin(pin::Args),
     Unpin(unpin::Args),
     Pins(pins::Args),
@@ -137,6 +139,7 @@ impl Context {
             Command::Gc(args) => gc::run(self, args),
             Command::Du(args) => du::run(self, args),
             Command::Refs(args) => refs::run(self, args),
+            Command::Why(args) => why::run(self, args),
             Command::Pin(args) => pin::run(self, args),
             Command::Unpin(args) => unpin::run(self, args),
             Command::Pins(args) => pins::run(self, args),
