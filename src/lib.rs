@@ -18,3 +18,4 @@ pub mod observe;
 pub mod pin;
 pub mod store;
 pub mod tree;
+pub mod undo;

@@ -14,6 +14,7 @@ use pfs::{
     name::ReferenceError,
     pin::PinError,
     store::StoreError,
+    undo::UndoError,
 };
 
 /// What an error means to whoever called the command.
@@ -245,6 +246,22 @@ impl From<PinError> for Failure {
             PinError::Unreadable(_) => {
                 Self::new(Kind::Integrity, error).hint("pfs check STORE lists everything that is damaged")
             }
+            error => Self::new(Kind::Failed, error),
+        }
+    }
+}
+
+impl From<UndoError> for Failure {
+    fn from(error: UndoError) -> Self {
+        match error {
+            UndoError::Store(error) => error.into(),
+            UndoError::NotFound(_) | UndoError::Nothing => {
+                Self::new(Kind::NotFound, error).hint("pfs undo --list STORE lists what the log still knows")
+            }
+            UndoError::Taken { .. } => Self::new(Kind::Refused, error)
+                .hint("--force moves the tag back; pfs undo then brings the other one back"),
+            UndoError::Incomplete { .. } | UndoError::Unreadable { .. } => Self::new(Kind::Integrity, error)
+                .hint("nothing was changed; pfs gc --hold 7d keeps what it frees in quarantine for a week"),
             error => Self::new(Kind::Failed, error),
         }
     }

@@ -18,6 +18,7 @@ mod pins;
 mod progress;
 mod refs;
 mod umount;
+mod undo;
 mod unpin;
 mod why;
 
@@ -85,6 +86,7 @@ enum Command {
     #[command(visible_aliases = ["rm", "rmi"])]
     Delete(delete::Args),
     Gc(gc::Args),
+    Undo(undo::Args),
     Du(du::Args),
     Refs(refs::Args),
     Why(why::Args),
@@ -137,6 +139,7 @@ impl Context {
             Command::Mounts(args) => mounts::run(self, args),
             Command::Delete(args) => delete::run(self, args),
             Command::Gc(args) => gc::run(self, args),
+            Command::Undo(args) => undo::run(self, args),
             Command::Du(args) => du::run(self, args),
             Command::Refs(args) => refs::run(self, args),
             Command::Why(args) => why::run(self, args),
