@@ -69,7 +69,7 @@ fn is_unknown(store: &TestStore) -> bool {
 /// The same for the deletion of an image.
 fn refuses_delete(store: &TestStore, tag: &str, what: &str) {
     let before = store.snapshot();
-    let plan = DeletePlan::new(store, &[by_tag(tag)], DeleteOptions::default());
+    let plan = DeletePlan::new(store, &[by_tag(tag)], DeleteOptions::default(), now());
     assert!(plan.and_then(|plan| plan.apply(store, now(), &Silent)).is_err(), "{what}");
     assert_eq!(store.snapshot(), before, "{what}");
 }
@@ -236,7 +236,7 @@ fn a_well_hashed_rootfs_with_flipped_bits_frees_nothing() {
         if at % 50 == 0 {
             frees_nothing(&store, &format!("byte {at}"));
         }
-        let _ = explain::listing(&store);
+        let _ = explain::listing(&store, now());
         let _ = check(&store, &CheckOptions::default(), &Silent);
         [digest, manifest].iter().for_each(|digest| fs::remove_file(store.blob(digest)).unwrap());
     }
@@ -405,7 +405,7 @@ fn a_missing_or_short_chunk_is_damage_and_stops_nothing() {
         assert!(damage[0].subject.contains("/file"), "{damage:?}");
         assert!(frees_nothing(&store, "a chunk says nothing about others").is_none());
         let content = store.read_back("two");
-        DeletePlan::new(&store, &[by_tag("one")], DeleteOptions::default())
+        DeletePlan::new(&store, &[by_tag("one")], DeleteOptions::default(), now())
             .unwrap()
             .apply(&store, now(), &Silent)
             .unwrap();
@@ -607,7 +607,7 @@ fn a_digest_that_a_manifest_repeats_counts_once() {
     add_image(&store, "repeats", &[(ROOTFS, rootfs), (CHUNK, chunk), (CHUNK, chunk), (CHUNK, chunk)]);
     let refs = explain::refs(&store, &by_tag("repeats")).unwrap();
     assert_eq!(refs.iter().map(|chunk| chunk.images).collect::<Vec<_>>(), [1]);
-    let listing = explain::listing(&store).unwrap();
+    let listing = explain::listing(&store, now()).unwrap();
     assert!(
         matches!(listing.rows[0].state, explain::RowState::Known { size, unique, .. } if size == unique && size == listing.stored_bytes)
     );

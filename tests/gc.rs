@@ -491,7 +491,7 @@ fn the_program_frees_what_its_dry_run_prints() {
 fn delete_frees_nothing_that_is_not_the_deleted_images() {
     let store = two_images();
     let orphan = store.put(b"garbage of somebody else");
-    let plan = DeletePlan::new(&store, &[by_tag("one")], DeleteOptions::default()).unwrap();
+    let plan = DeletePlan::new(&store, &[by_tag("one")], DeleteOptions::default(), now()).unwrap();
     plan.apply(&store, now(), &Silent).unwrap();
     assert!(store.blobs().contains(&orphan));
     assert_sound(&store);

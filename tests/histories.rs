@@ -163,7 +163,7 @@ impl History {
 
     fn delete(&mut self, tag: &'static str, force: bool) {
         let options = DeleteOptions { force, ..DeleteOptions::default() };
-        let plan = DeletePlan::new(&self.store, &[by_tag(tag)], options);
+        let plan = DeletePlan::new(&self.store, &[by_tag(tag)], options, now());
         match plan {
             Ok(plan) => {
                 plan.apply(&self.store, now(), &Silent).unwrap();

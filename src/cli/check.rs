@@ -51,7 +51,7 @@ fn act(context: &Context, args: Args) -> Ending {
 }
 
 /// A directory is a store, everything else a reference.
-fn subject(context: &Context, text: Option<&str>) -> Result<(Store, Option<pfs::name::Selector>), Failure> {
+pub fn subject(context: &Context, text: Option<&str>) -> Result<(Store, Option<pfs::name::Selector>), Failure> {
     let Some(text) = text else { return Ok((context.open(None)?, None)) };
     let looks_like_reference = text.contains(':') || context.globals.store.is_some();
     if Path::new(text).is_dir() || !looks_like_reference {

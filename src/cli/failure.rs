@@ -12,7 +12,9 @@ use pfs::{
     graph::{ImageError, WalkError, WalkProblem},
     mount::MountError,
     name::ReferenceError,
+    pin::PinError,
     store::StoreError,
+    undo::UndoError,
 };
 
 /// The exit code of a command that has done some of what it was asked for.
@@ -229,7 +231,41 @@ impl From<ExplainError> for Failure {
             ExplainError::Image(error) => error.into(),
             ExplainError::Walk(error) => error.into(),
             ExplainError::Store(error) => error.into(),
+            ExplainError::NoBlob(_) => {
+                Self::new(Kind::NotFound, error).hint("write the first 6 to 64 digits of its digest, or STORE:TAG")
+            }
+            ExplainError::SeveralBlobs { .. } => Self::new(Kind::Refused, error).hint("write more of its digits"),
             error => Self::new(Kind::Integrity, error),
+        }
+    }
+}
+
+impl From<PinError> for Failure {
+    fn from(error: PinError) -> Self {
+        match error {
+            PinError::Image(error) => error.into(),
+            PinError::Store(error) => error.into(),
+            PinError::NotPinned(_) => Self::new(Kind::NotFound, error).hint("pfs pins STORE lists what is pinned"),
+            PinError::Unreadable(_) => {
+                Self::new(Kind::Integrity, error).hint("pfs check STORE lists everything that is damaged")
+            }
+            error => Self::new(Kind::Failed, error),
+        }
+    }
+}
+
+impl From<UndoError> for Failure {
+    fn from(error: UndoError) -> Self {
+        match error {
+            UndoError::Store(error) => error.into(),
+            UndoError::NotFound(_) | UndoError::Nothing => {
+                Self::new(Kind::NotFound, error).hint("pfs undo --list STORE lists what the log still knows")
+            }
+            UndoError::Taken { .. } => Self::new(Kind::Refused, error)
+                .hint("--force moves the tag back; pfs undo then brings the other one back"),
+            UndoError::Incomplete { .. } | UndoError::Unreadable { .. } => Self::new(Kind::Integrity, error)
+                .hint("nothing was changed; pfs gc --hold 7d keeps what it frees in quarantine for a week"),
+            error => Self::new(Kind::Failed, error),
         }
     }
 }
@@ -333,6 +369,9 @@ impl From<Conflict> for Failure {
             }
             Conflict::SeveralTags { .. } => {
                 Self::new(Kind::InUse, conflict).hint("name one tag to remove only that, or --force to remove them all")
+            }
+            Conflict::Pinned { .. } => {
+                Self::new(Kind::InUse, conflict).hint("pfs unpin it first, or --force to take the pin back as well")
             }
             conflict => Self::new(Kind::InUse, conflict),
         }

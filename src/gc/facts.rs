@@ -126,7 +126,12 @@ pub enum Roots<'i> {
     /// The one on disk.
     Current,
     /// An edited one that is not on disk: for plans that are only looked at.
-    Supposed(&'i IndexDocument),
+    Supposed {
+        /// The index.
+        index: &'i IndexDocument,
+        /// The pins that would have been taken back.
+        unpinned: &'i [Digest],
+    },
 }
 
 impl Facts {
@@ -157,17 +162,19 @@ impl Marks {
         let pins = store.pins()?;
         let others = other_indexes(store)?;
         let stamp = Stamp::of(&index.digest(), &others, &leases, &pins);
-        let mut graph_roots = match roots {
-            Roots::Current => Root::of_index(index.document()),
-            Roots::Supposed(document) => Root::of_index(document),
+        let (document, unpinned): (_, &[Digest]) = match roots {
+            Roots::Current => (index.document(), &[]),
+            Roots::Supposed { index, unpinned } => (index, unpinned),
         };
+        let mut graph_roots = Root::of_index(document);
         for (layout, index) in &others {
             graph_roots.extend(Root::of_other_index(layout, index.document()));
         }
         for lease in leases.iter().filter(|lease| lease.live) {
             graph_roots.extend(lease_roots(lease)?);
         }
-        graph_roots.extend(pins.iter().filter(|pin| !pin.is_over(now_seconds)).map(|pin| Root {
+        let stands = |pin: &&Pin| !pin.is_over(now_seconds) && !unpinned.contains(&pin.digest);
+        graph_roots.extend(pins.iter().filter(stands).map(|pin| Root {
             origin: RootOrigin::Pin(pin.tag.clone().unwrap_or_else(|| pin.digest.short())),
             digest: DescriptorDigest::Sha256(pin.digest),
             kind: MediaKind::of(&pin.media_type),

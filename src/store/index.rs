@@ -76,6 +76,18 @@ impl Store {
         self.edit_index(held, |index| Ok(Some(index.without(&choose(index)?)))).map(|_| ())
     }
 
+    /// Puts the JSON text of an entry into the index, as the last one, in place of those that `replace` finds in it, which
+    /// may be called several times. The blobs that the entry needs are durable before it is seen.
+    pub fn add_entry<E: From<StoreError>>(
+        &self,
+        held: &SharedGuard<'_>,
+        entry: &str,
+        mut replace: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
+    ) -> Result<(), E> {
+        self.blobs.sync()?;
+        self.edit_index(held, |index| Ok(Some(index.with(entry, &replace(index)?)))).map(|_| ())
+    }
+
     /// Replaces the index by what `edit` makes of it: written aside, made durable, then swapped in. What is swapped out
     /// is compared with what was edited; if another program came between, it is swapped back and the edit begins again
     /// with the new text. `edit` may be called several times; `None` from it means that nothing is to be done.

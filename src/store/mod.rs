@@ -22,6 +22,7 @@ mod mount_pins;
 mod processes;
 mod quarantine;
 mod sharing;
+mod usage;
 
 pub use blobs::{BlobStat, Put, Stored};
 pub use build_session::{BuildSession, Published, StaleStaging};
@@ -36,3 +37,4 @@ pub use lock::{CollectorGuard, ExclusiveGuard, SharedGuard};
 pub use mount_pins::{PinCount, StalePins};
 pub use processes::{ProcessEvidence, ProcessUse};
 pub use quarantine::QuarantinedBlob;
+pub use usage::{Place, Usage, UsedFile};
