@@ -37,7 +37,7 @@ fn needs_a_mount(example: &str) -> bool {
 fn prepare(store: &TestStore, example: &str) {
     let app = format!("{}:app", store.path.display());
     match example.split(' ').next() {
-        Some("undo") if !example.contains("--force") => {
+        Some("undo") => {
             assert!(pfs(&["delete", "--keep-blobs", &app]).status.success())
         }
         Some("unpin") => assert!(pfs(&["pin", &app]).status.success()),
@@ -58,9 +58,11 @@ fn every_help_ends_with_examples_and_every_example_runs() {
             fs::create_dir(&rootfs).unwrap();
             fs::write(rootfs.join("file"), "new").unwrap();
             prepare(&store, example);
+            let some_blob = store.blobs().first().unwrap().short();
             let line =
                 example.replace("/srv/oci", store.path.to_str().unwrap()).replace("./rootfs", rootfs.to_str().unwrap());
-            let line = format!("{} {}", env!("CARGO_BIN_EXE_pfs"), line.replace("| less", "| cat"));
+            let line = line.replace("0123456789ab", &some_blob).replace("| less", "| cat");
+            let line = format!("{} {line}", env!("CARGO_BIN_EXE_pfs"));
             let output =
                 Command::new("sh").args(["-c", &line]).env_remove("PFS_STORE").current_dir(store.beside("")).output();
             let output = output.unwrap();
