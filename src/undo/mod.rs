@@ -72,7 +72,7 @@ pub enum UndoError {
         name: String,
         /// What could not be read.
         #[source]
-        cause: WalkError,
+        cause: Box<WalkError>,
     },
     /// The store could not be read or changed.
     #[error(transparent)]
@@ -94,6 +94,10 @@ impl LostEntry {
     /// The tag, or the digest of an entry without one.
     pub fn name(&self) -> String {
         self.tag.as_ref().map_or_else(|| self.digest.to_oci(), ToString::to_string)
+    }
+
+    fn unreadable(&self, cause: WalkError) -> UndoError {
+        UndoError::Unreadable { name: self.name(), cause: Box::new(cause) }
     }
 
     /// Whether it can be brought back without moving a tag.
@@ -184,10 +188,10 @@ pub fn bring_back(store: &Store, lost: &LostEntry, force: bool) -> Result<Undone
     match shelf.remains(store, &lost.root) {
         Remains::Complete(_) => {}
         Remains::Missing(missing) => return Err(UndoError::Incomplete { name: lost.name(), missing }),
-        Remains::Unreadable(cause) => return Err(UndoError::Unreadable { name: lost.name(), cause }),
+        Remains::Unreadable(cause) => return Err(lost.unreadable(cause)),
     }
     let demanded = demanded(store, &lost.root);
-    let demanded = demanded.map_err(|cause| UndoError::Unreadable { name: lost.name(), cause })?;
+    let demanded = demanded.map_err(|cause| lost.unreadable(cause))?;
     let restored = shelf.restore(store, &demanded)?;
     add(store, &held, lost, force)?;
     Ok(Undone { tag: lost.tag.clone(), digest: lost.digest, restored })
