@@ -41,10 +41,10 @@ pub struct Args {
 
 pub fn run(context: &Context, args: Args) -> Ending {
     let json = args.json;
-    look(context, args).map_err(|failure| failure.json(json))
+    act(context, args).map_err(|failure| failure.json(json))
 }
 
-fn look(context: &Context, args: Args) -> Ending {
+fn act(context: &Context, args: Args) -> Ending {
     let (store, selector) = subject(context, args.subject.as_deref())?;
     let watch = context.progress(args.json);
     let repairs = match (args.repair, &selector) {

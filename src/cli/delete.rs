@@ -59,17 +59,18 @@ fn delete(context: &Context, args: &Args) -> Ending {
     let now = context.now_seconds();
     let plan = DeletePlan::new(&store, &selectors, options, now)?;
     let outcome = if args.dry_run {
-        let freed = match args.keep_blobs {
-            true => (0, 0, Vec::new()),
-            false => {
-                let (freed, kept) = plan.preview(&store, now, &watch)?;
-                (freed.freed_bytes(), freed.summary().go, kept)
-            }
-        };
-        Outcome { dry_run: true, targets: plan.targets().to_vec(), bytes: freed.0, blobs: freed.1, kept: freed.2 }
+        let mut outcome = Outcome { dry_run: true, targets: plan.targets().to_vec(), ..Outcome::default() };
+        if !args.keep_blobs {
+            let (freed, kept) = plan.preview(&store, now, &watch)?;
+            let summary = freed.summary();
+            (outcome.bytes, outcome.blobs) = (freed.freed_bytes(), summary.go);
+            (outcome.held_bytes, outcome.held_blobs) = (freed.quarantine_bytes(), summary.condemned);
+            outcome.evidence = freed.evidence().iter().map(ToString::to_string).collect();
+            outcome.kept = kept;
+        }
+        outcome
     } else {
-        let DeleteReport { untagged, freed, kept } = plan.apply(&store, now, &watch)?;
-        Outcome { dry_run: false, targets: untagged, bytes: freed.freed_bytes, blobs: freed.freed.len() as u64, kept }
+        Outcome::of(plan.apply(&store, now, &watch)?)
     };
     watch.finish();
     match args.json {
@@ -79,15 +80,32 @@ fn delete(context: &Context, args: &Args) -> Ending {
     Ok(0)
 }
 
+#[derive(Default)]
 struct Outcome {
     dry_run: bool,
     targets: Vec<Target>,
     bytes: u64,
     blobs: u64,
+    held_bytes: u64,
+    held_blobs: u64,
+    evidence: Vec<String>,
     kept: Vec<KeptBytes>,
 }
 
 impl Outcome {
+    fn of(report: DeleteReport) -> Self {
+        Self {
+            dry_run: false,
+            targets: report.untagged,
+            bytes: report.freed.freed_bytes,
+            blobs: report.freed.freed.len() as u64,
+            held_bytes: report.freed.held_bytes,
+            held_blobs: report.freed.held.len() as u64,
+            evidence: report.evidence.iter().map(ToString::to_string).collect(),
+            kept: report.kept,
+        }
+    }
+
     fn text(&self, quiet: bool) -> String {
         let (untagged, freed) = if self.dry_run { ("would untag", "would free") } else { ("untagged", "freed") };
         let mut text = String::new();
@@ -101,6 +119,13 @@ impl Outcome {
             return text;
         }
         let _ = writeln!(text, "{freed} {} in {}", bytes(self.bytes), count(self.blobs, "blob"));
+        if self.held_blobs > 0 {
+            let (number, size) = (count(self.held_blobs, "blob"), bytes(self.held_bytes));
+            let _ = writeln!(text, "in quarantine for a day: {size} in {number} (pfs gc --now frees them), because");
+            for evidence in &self.evidence {
+                let _ = writeln!(text, "  {evidence}");
+            }
+        }
         for kept in &self.kept {
             let _ = writeln!(text, "kept {}: needed by {}", bytes(kept.bytes), kept.by);
         }
@@ -124,6 +149,9 @@ impl Outcome {
             "untagged": untagged,
             "freed_bytes": self.bytes,
             "freed_blobs": self.blobs,
+            "quarantined_bytes": self.held_bytes,
+            "quarantined_blobs": self.held_blobs,
+            "evidence": self.evidence,
             "kept": kept,
         })
     }

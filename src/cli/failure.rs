@@ -18,6 +18,9 @@ use pfs::{
     undo::UndoError,
 };
 
+/// The exit code of a command that has done some of what it was asked for.
+pub const PARTLY_DONE: u8 = 3;
+
 /// What an error means to whoever called the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -55,7 +58,7 @@ impl Kind {
         match self {
             Self::Failed => 1,
             Self::Usage => 2,
-            Self::PartlyDone => 3,
+            Self::PartlyDone => PARTLY_DONE,
             Self::NotAStore => 10,
             Self::Busy => 11,
             Self::NotFound => 12,
@@ -334,8 +337,11 @@ impl From<GcError> for Failure {
             GcError::Store(error) => error.into(),
             GcError::Incomplete(_) => Self::new(Kind::Refused, error)
                 .hint("pfs check STORE says what is damaged; pfs delete --keep-blobs STORE:TAG takes a damaged image out of the way"),
-            GcError::SharedBlobs(_) => Self::new(Kind::Refused, error)
-                .hint("collect in a store whose blobs/sha256 is a directory of its own"),
+            GcError::SharedBlobs { .. } => Self::new(Kind::Refused, error).hint(
+                "name the others: pfs gc --also LAYOUT or --roots 'GLOB', or write them into the file roots in .pfs; or untag only: pfs delete --keep-blobs",
+            ),
+            GcError::Managed { .. } => Self::new(Kind::Refused, error)
+                .hint("delete the tag with that program, and let its own garbage collection free it"),
             GcError::MountPending(_) | GcError::Restless => Self::new(Kind::Busy, error).hint("try again"),
             GcError::Clock { .. } => Self::new(Kind::Refused, error).hint("set the clock, or wait until both agree"),
             error => Self::new(Kind::Failed, error),

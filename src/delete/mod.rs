@@ -16,7 +16,7 @@ pub use request::{DeleteError, DeleteOptions, Target};
 
 use crate::{
     format::IndexDocument,
-    gc::{self, Facts, GcError, GcPlan, GcReport, Policy, Roots, Scope},
+    gc::{self, Evidence, Facts, GcError, GcPlan, GcReport, Policy, Roots, Scope},
     graph::{ImageGraph, Root, RootOrigin, walk},
     name::{Digest, Selector},
     observe::Observer,
@@ -30,6 +30,7 @@ pub struct DeletePlan {
     edited: IndexDocument,
     scope: HashSet<Digest>,
     unpinned: Vec<Digest>,
+    graph: Option<ImageGraph>,
     options: DeleteOptions,
 }
 
@@ -42,6 +43,8 @@ pub struct DeleteReport {
     pub freed: GcReport,
     /// The bytes that stay, by what still needs them.
     pub kept: Vec<KeptBytes>,
+    /// Why what was condemned waits in quarantine, if it does.
+    pub evidence: Vec<Evidence>,
 }
 
 /// Bytes of a deleted image that stay.
@@ -62,8 +65,8 @@ impl DeletePlan {
         options: DeleteOptions,
         now_seconds: i64,
     ) -> Result<Self, DeleteError> {
-        if let (Some(shared), false) = (store.shared_blobs(), options.keep_blobs) {
-            return Err(GcError::SharedBlobs(shared.into()).into());
+        if !options.keep_blobs {
+            gc::check_collectable(store)?;
         }
         let index = store.index()?;
         let mut targets = request::resolve(index.document(), selectors, &options)?;
@@ -92,7 +95,7 @@ impl DeletePlan {
         }
         let edited = index.document().without(&places_of(&targets));
         let scope = needed_by(store, index.document(), &targets);
-        Ok(Self { targets, edited, scope, unpinned, options })
+        Ok(Self { targets, edited, scope, unpinned, graph, options })
     }
 
     /// What is to be untagged.
@@ -116,19 +119,24 @@ impl DeletePlan {
 
     /// Untags, then frees what nothing else needs.
     pub fn apply(self, store: &Store, now_seconds: i64, watch: &dyn Observer) -> Result<DeleteReport, DeleteError> {
-        self.untag(store)?;
+        self.untag(store, now_seconds)?;
         for digest in &self.unpinned {
             store.unpin(digest)?;
         }
-        let (freed, kept) = match self.options.keep_blobs {
-            true => (GcReport::default(), Vec::new()),
-            false => self.free(store, now_seconds, watch).map_err(DeleteError::UntaggedOnly)?,
-        };
-        Ok(DeleteReport { untagged: self.targets, freed, kept })
+        let mut report =
+            DeleteReport { untagged: Vec::new(), freed: GcReport::default(), kept: Vec::new(), evidence: Vec::new() };
+        if !self.options.keep_blobs {
+            self.free(store, now_seconds, watch, &mut report).map_err(DeleteError::UntaggedOnly)?;
+        }
+        report.untagged = self.targets;
+        Ok(report)
     }
 
-    fn untag(&self, store: &Store) -> Result<(), DeleteError> {
-        let guard = store.lock_shared()?;
+    /// Takes the names away, if everything is still as it was decided on, leases included: mounting waits for the lock.
+    fn untag(&self, store: &Store, now_seconds: i64) -> Result<(), DeleteError> {
+        let guard = store.lock_exclusive()?;
+        let leases = store.leases()?;
+        let pins: Vec<Pin> = store.pins()?.into_iter().filter(|pin| !pin.is_over(now_seconds)).collect();
         let wanted: Vec<(Selector, Digest)> =
             self.targets.iter().map(|target| (target.selector.clone(), target.digest)).collect();
         store.remove_entries(&guard, |index| -> Result<_, DeleteError> {
@@ -142,7 +150,11 @@ impl DeletePlan {
             if !same || places(&now) != places(&self.targets) {
                 return Err(DeleteError::Changed);
             }
-            Ok(now.into_iter().flat_map(|target| target.places).collect())
+            let places: Vec<usize> = now.iter().flat_map(|target| target.places.iter().copied()).collect();
+            let edited = index.without(&places);
+            let holders = Holders { edited: &edited, graph: self.graph.as_ref(), leases: &leases, pins: &pins };
+            conflict::check(&now, &holders, &self.options)?;
+            Ok(places)
         })
     }
 
@@ -151,12 +163,15 @@ impl DeletePlan {
         store: &Store,
         now_seconds: i64,
         watch: &dyn Observer,
-    ) -> Result<(GcReport, Vec<KeptBytes>), GcError> {
+        report: &mut DeleteReport,
+    ) -> Result<(), GcError> {
         let mut facts = Facts::gather(store, Roots::Current, now_seconds, watch)?;
         facts.released.extend(&self.scope);
-        let kept = kept(&facts.marks.graph, &self.scope, &facts);
+        report.kept = kept(&facts.marks.graph, &self.scope, &facts);
         let plan = gc::plan(facts, self.policy(), now_seconds);
-        Ok((gc::apply(plan, store, now_seconds, watch)?, kept))
+        report.evidence = plan.evidence().to_vec();
+        report.freed = gc::apply(plan, store, now_seconds, watch)?;
+        Ok(())
     }
 
     fn policy(&self) -> Policy {
@@ -221,7 +236,7 @@ enum RootOrder {
 impl RootOrder {
     fn of(origin: &RootOrigin) -> Self {
         match origin {
-            RootOrigin::Entry(..) => Self::Entry,
+            RootOrigin::Entry(..) | RootOrigin::Elsewhere(..) => Self::Entry,
             RootOrigin::Lease(_) | RootOrigin::Pin(_) | RootOrigin::Process(..) => Self::Other,
         }
     }

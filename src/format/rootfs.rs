@@ -567,3 +567,22 @@ impl LayerBuilder {
         Ok(u32::try_from(start).expect("the start is not after the end")..end)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stretch_of_no_bytes_names_its_chunk_and_is_no_piece() {
+        let chunk = |name: &[u8]| ChunkId(Digest::of(name));
+        let blob = |name: &[u8]| BlobRef { chunk: chunk(name), offset: 0, compressed: false };
+        let mut pieces = [Ok((blob(b"some"), 9)), Ok((blob(b"none"), 0))].into_iter();
+        let draft = InodeDraft { ino: 2, uid: 0, gid: 0, permissions: 0, xattrs: &mut std::iter::empty() };
+        let mut builder = LayerBuilder::new(0);
+        builder.push(draft, KindDraft::File(&mut pieces)).unwrap();
+        let layer = builder.finish().unwrap();
+        assert_eq!(layer.chunks(), [chunk(b"some"), chunk(b"none")]);
+        let Some(Kind::File(map)) = layer.inode(2).map(|inode| inode.kind()) else { panic!("no file") };
+        assert_eq!((map.size(), map.len()), (9, 1));
+    }
+}

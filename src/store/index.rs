@@ -67,10 +67,10 @@ impl Store {
     }
 
     /// Takes entries out of the index: those at the places that `choose` finds in it. `choose` may be called several times, when
-    /// other programs write the index meanwhile.
+    /// other programs write the index meanwhile. The lock is exclusive so that nobody mounts what is just being untagged.
     pub fn remove_entries<E: From<StoreError>>(
         &self,
-        held: &SharedGuard<'_>,
+        held: &ExclusiveGuard<'_>,
         mut choose: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
     ) -> Result<(), E> {
         self.edit_index(held, |index| Ok(Some(index.without(&choose(index)?)))).map(|_| ())

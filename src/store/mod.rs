@@ -22,6 +22,7 @@ mod lock;
 mod mount_pins;
 mod processes;
 mod quarantine;
+mod sharing;
 mod usage;
 
 pub use blobs::{BlobStat, Put, Stored};
