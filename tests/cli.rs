@@ -57,8 +57,8 @@ fn every_help_ends_with_examples_and_every_example_runs() {
             let rootfs = store.beside("rootfs");
             fs::create_dir(&rootfs).unwrap();
             fs::write(rootfs.join("file"), "new").unwrap();
-            prepare(&store, example);
             let some_blob = common::image_of(&store, "app").1.short();
+            prepare(&store, example);
             let line =
                 example.replace("/srv/oci", store.path.to_str().unwrap()).replace("./rootfs", rootfs.to_str().unwrap());
             let line = line.replace("0123456789ab", &some_blob).replace("| less", "| cat");

@@ -13,6 +13,7 @@ use pfs::{
     mount::MountError,
     name::ReferenceError,
     pin::PinError,
+    prune::PruneError,
     store::StoreError,
     undo::UndoError,
 };
@@ -249,6 +250,16 @@ impl From<PinError> for Failure {
             PinError::Unreadable(_) => {
                 Self::new(Kind::Integrity, error).hint("pfs check STORE lists everything that is damaged")
             }
+            error => Self::new(Kind::Failed, error),
+        }
+    }
+}
+
+impl From<PruneError> for Failure {
+    fn from(error: PruneError) -> Self {
+        match error {
+            PruneError::Gc(error) => error.into(),
+            PruneError::Store(error) => error.into(),
             error => Self::new(Kind::Failed, error),
         }
     }
