@@ -61,6 +61,9 @@ fn every_help_ends_with_examples_and_every_example_runs() {
             prepare(&store, example);
             let line =
                 example.replace("/srv/oci", store.path.to_str().unwrap()).replace("./rootfs", rootfs.to_str().unwrap());
+            // A person would be asked.
+            let asks = example.starts_with("prune") && !["-n", "--yes"].iter().any(|flag| example.contains(flag));
+            let line = if asks { line + " --yes" } else { line };
             let line = line.replace("0123456789ab", &some_blob).replace("| less", "| cat");
             let line = format!("{} {line}", env!("CARGO_BIN_EXE_pfs"));
             let output =
