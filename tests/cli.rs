@@ -33,6 +33,18 @@ fn needs_a_mount(example: &str) -> bool {
     ["mount ", "umount "].iter().any(|command| example.starts_with(command))
 }
 
+/// What an example takes for granted: a deleted tag, a pin, a blob.
+fn prepare(store: &TestStore, example: &str) {
+    let app = format!("{}:app", store.path.display());
+    match example.split(' ').next() {
+        Some("undo") if !example.contains("--force") => {
+            assert!(pfs(&["delete", "--keep-blobs", &app]).status.success())
+        }
+        Some("unpin") => assert!(pfs(&["pin", &app]).status.success()),
+        _ => {}
+    }
+}
+
 #[test]
 fn every_help_ends_with_examples_and_every_example_runs() {
     let helps = commands().into_iter().map(|name| stdout(&pfs(&[&name, "--help"])));
@@ -45,6 +57,7 @@ fn every_help_ends_with_examples_and_every_example_runs() {
             let rootfs = store.beside("rootfs");
             fs::create_dir(&rootfs).unwrap();
             fs::write(rootfs.join("file"), "new").unwrap();
+            prepare(&store, example);
             let line =
                 example.replace("/srv/oci", store.path.to_str().unwrap()).replace("./rootfs", rootfs.to_str().unwrap());
             let line = format!("{} {}", env!("CARGO_BIN_EXE_pfs"), line.replace("| less", "| cat"));

@@ -51,7 +51,7 @@ fn assert_adds_up(store: &TestStore, what: &str) -> DiskUse {
 fn three_images() -> TestStore {
     let store = empty();
     for (seed, tag) in (1..).zip(["one", "two", "three"]) {
-        store.build(tag, &[("shared", &noise(99, 100_000)), ("own", &noise(seed, 50_000))]);
+        store.build(tag, &[("shared", &noise(99, 900_000)), ("own", &noise(seed, 50_000))]);
     }
     store
 }
