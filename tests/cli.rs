@@ -57,15 +57,21 @@ fn every_help_ends_with_examples_and_every_example_runs() {
             let rootfs = store.beside("rootfs");
             fs::create_dir(&rootfs).unwrap();
             fs::write(rootfs.join("file"), "new").unwrap();
+            let some_blob = common::image_of(&store, "app").1.short();
             prepare(&store, example);
             let line =
                 example.replace("/srv/oci", store.path.to_str().unwrap()).replace("./rootfs", rootfs.to_str().unwrap());
-            let line = format!("{} {}", env!("CARGO_BIN_EXE_pfs"), line.replace("| less", "| cat"));
+            // A person would be asked.
+            let asks = example.starts_with("prune") && !["-n", "--yes"].iter().any(|flag| example.contains(flag));
+            let line = if asks { line + " --yes" } else { line };
+            let line = line.replace("0123456789ab", &some_blob).replace("| less", "| cat");
+            let line = format!("{} {line}", env!("CARGO_BIN_EXE_pfs"));
             let output =
                 Command::new("sh").args(["-c", &line]).env_remove("PFS_STORE").current_dir(store.beside("")).output();
             let output = output.unwrap();
             let expected = match () {
                 () if example.contains("--exit-code") => [0, 4],
+                // So much cannot be freed of a store so small.
                 () if example.contains("--free") => [0, 3],
                 () => [0, 0],
             };

@@ -367,13 +367,6 @@ impl From<Conflict> for Failure {
         let first = |at: &[pfs::delete::MountedAt]| at.first().map(|at| at.mountpoint.clone()).unwrap_or_default();
         let umount = |path: PathBuf| format!("pfs umount {}", path.display());
         match conflict {
-            Conflict::Mounted { ref at, .. } => {
-                let hint = format!(
-                    "{} && pfs delete again, or --force to untag it now and free its chunks after unmount",
-                    umount(first(at))
-                );
-                Self::new(Kind::InUse, conflict).hint(hint)
-            }
             Conflict::DigestMounted { ref at, .. } => {
                 let hint = umount(first(at));
                 Self::new(Kind::InUse, conflict).hint(hint)
