@@ -139,12 +139,13 @@ fn lease_and_load(
     let image = graph::load_image(&**store, &picked.digest, picked.kind)?;
     record.tag =
         picked.places.iter().find_map(|at| index.document().entries()[*at].tag.as_ref()).map(ToString::to_string);
-    held.manifest = Some(image.manifest.0);
-    record.manifest = held.manifest;
+    record.manifest = Some(image.manifest.0);
     record.rootfs = Some(image.rootfs_id.0);
     if let Some(lease) = &held.lease {
         lease.update(&guard, &record)?;
     }
+    // Not sooner: to remove pins it would want the lock that is held here.
+    held.manifest = record.manifest;
     Ok((held, image))
 }
 

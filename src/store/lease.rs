@@ -108,7 +108,7 @@ impl Store {
                 lease
             }
             None => {
-                let temp = state.make_sub("tmp")?;
+                let temp = self.temp()?;
                 let lease = Lease::locked(&temp, &id, temp.create_file(&id)?, record)?;
                 temp.rename_new(&id, &leases, &id).at("create", leases.join(&id))?;
                 lease
