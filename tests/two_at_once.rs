@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use traced::{Blow, Guarded, await_some, can_trace, children, count_calls, quiet, traced};
 
 /// The calls at which the first program is stopped.
-const CALLS: &[&str] = &["flock", "linkat", "renameat", "renameat2", "syncfs", "unlinkat", "ftruncate"];
+const CALLS: &[&str] = &["flock", "linkat", "renameat", "renameat2", "syncfs", "unlinkat", "write", "fsync", "mkdirat"];
 
 struct Ground {
     store: TestStore,
