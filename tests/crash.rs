@@ -218,10 +218,11 @@ impl Ground {
                 "cache",
                 "index-log",
                 "tmp",
+                "damaged",
             ],
             &state,
         );
-        for (place, characters) in [("index-log", 75), ("keep", 64)] {
+        for (place, characters) in [("index-log", 75), ("keep", 64), ("layouts", 12)] {
             let strange: Vec<_> =
                 names_in(&state.join(place)).into_iter().filter(|name| name.len() != characters).collect();
             assert_eq!(strange, [""; 0], "in {place}");
@@ -477,6 +478,54 @@ const UMOUNT: Subject = Subject {
     ..MOUNT
 };
 
+const PIN: Subject =
+    Subject { command: "pin", arguments: |ground| vec![ground.image("one")], kind: Kind::Repeatable, ..DELETE };
+
+const UNPIN: Subject = Subject {
+    command: "unpin",
+    prepare: |ground| {
+        ground.build("one");
+        must(&pfs(&["pin", &format!("{}:one", ground.base().display())]));
+    },
+    arguments: |ground| vec![ground.image("one")],
+    kind: Kind::Plain,
+};
+
+const UNDO: Subject = Subject {
+    command: "undo",
+    prepare: |ground| {
+        ground.build("one");
+        ground.build("two");
+        must(&pfs(&["delete", "--keep-blobs", &format!("{}:two", ground.base().display())]));
+    },
+    arguments: |ground| vec![ground.image("two")],
+    kind: Kind::Plain,
+};
+
+const PRUNE: Subject = Subject {
+    command: "prune",
+    arguments: |ground| {
+        ["--yes", "--keep-last", "1"]
+            .map(Into::into)
+            .into_iter()
+            .chain([ground.store().display().to_string()])
+            .collect()
+    },
+    kind: Kind::Repeatable,
+    ..DELETE
+};
+
+/// What an image needs lies in quarantine, and garbage has the wrong bytes.
+const REPAIR: Subject = Subject {
+    command: "check",
+    prepare: |ground| {
+        leave_quarantine(ground);
+        fs::write(ground.base().join("blobs/sha256").join(Digest::of(b"right").to_string()), b"wrong").unwrap();
+    },
+    arguments: |ground| vec!["--repair".into(), "--data".into(), ground.store().display().to_string()],
+    kind: Kind::Plain,
+};
+
 #[test]
 fn a_build_of_a_new_store_survives_every_blow() {
     BUILD_NEW.run(1);
@@ -515,4 +564,29 @@ fn a_mount_survives_every_blow() {
 #[test]
 fn an_unmount_survives_every_blow() {
     UMOUNT.run(8);
+}
+
+#[test]
+fn a_pin_survives_every_blow() {
+    PIN.run(9);
+}
+
+#[test]
+fn an_unpin_survives_every_blow() {
+    UNPIN.run(10);
+}
+
+#[test]
+fn an_undo_survives_every_blow() {
+    UNDO.run(11);
+}
+
+#[test]
+fn a_prune_survives_every_blow() {
+    PRUNE.run(12);
+}
+
+#[test]
+fn a_repair_survives_every_blow() {
+    REPAIR.run(13);
 }

@@ -65,7 +65,7 @@ pub struct Device {
 }
 
 /// One layer: inodes that hide those of the same number in the layers under it.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Layer {
     inodes: Vec<InodeRecord>,
     entries: Vec<EntryRecord>,
@@ -75,7 +75,7 @@ pub struct Layer {
     digests: Vec<ChunkId>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct InodeRecord {
     ino: u64,
     uid: u32,
@@ -85,7 +85,7 @@ struct InodeRecord {
     xattrs: Range<u32>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum KindRecord {
     Unknown,
     Fifo,
@@ -98,14 +98,14 @@ enum KindRecord {
     Whiteout,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct EntryRecord {
     ino: u64,
     name_start: u32,
     name_len: u8,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct ChunkRecord {
     pub(super) end: u64,
     pub(super) offset: u64,
@@ -113,7 +113,7 @@ pub(super) struct ChunkRecord {
     pub(super) compressed: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct XattrRecord {
     key: Range<u32>,
     value: Range<u32>,

@@ -137,6 +137,8 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
         match verdict {
             Verdict::Purge => tally.add(&blob.stat),
             Verdict::Wait(_) => condemned.add(&blob.stat),
+            // Somebody has written it anew meanwhile, so one of the two goes.
+            Verdict::Restore if facts.inventory.get(&blob.digest).is_some() => tally.add(&blob.stat),
             _ => {}
         }
         let quarantined = Some(blob.clone());
@@ -188,7 +190,7 @@ fn judge(
         () if facts.marks.graph.needs(digest) => Verdict::Keep(KeepReason::Needed),
         () if facts.marks.claims.contains(digest) => Verdict::Held(vec![Holder::Build]),
         () if facts.released.contains(digest) => Verdict::Condemn,
-        () if age < policy.min_age_seconds => Verdict::Young(age),
+        () if age < policy.min_age_seconds || stat.newest_seconds > now_seconds => Verdict::Young(age),
         () => Verdict::Condemn,
     }
 }
@@ -201,13 +203,12 @@ fn age_seconds(stat: &BlobStat, now_seconds: i64) -> u64 {
 /// The blobs that no entry of the index needs, and some other root does.
 fn held_by_others(marks: &Marks) -> HashMap<Digest, Vec<Holder>> {
     let graph = &marks.graph;
-    let is_entry = |origin: &RootOrigin| matches!(origin, RootOrigin::Entry(..));
     let entries: Vec<usize> =
-        graph.roots().iter().filter(|(root, _)| is_entry(&root.origin)).map(|(_, node)| *node).collect();
+        graph.roots().iter().filter(|(root, _)| root.origin.is_entry()).map(|(_, node)| *node).collect();
     let mut needed = vec![false; graph.len()];
     graph.closure(&entries).0.iter().for_each(|blob| needed[*blob as usize] = true);
     let mut held: HashMap<Digest, Vec<Holder>> = HashMap::new();
-    for (root, node) in graph.roots().iter().filter(|(root, _)| !is_entry(&root.origin)) {
+    for (root, node) in graph.roots().iter().filter(|(root, _)| !root.origin.is_entry()) {
         let holder = Holder::Root(root.origin.clone());
         for blob in graph.closure(&[*node]).0.iter().filter(|blob| !needed[**blob as usize]) {
             let holders = held.entry(graph.digest(*blob)).or_default();

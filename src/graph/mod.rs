@@ -4,11 +4,13 @@
 //! a collector frees. The one thing that may be missing is a child of an index or a subject, which OCI allows.
 
 mod closure;
+mod dangling;
 mod image;
 mod source;
 mod walk;
 
 pub use closure::{Closure, RefCounts};
+pub use dangling::dangling;
 pub use image::{ImageError, LoadedImage, Picked, load_image, pick};
 pub use source::{BlobSource, RootfsProblem, RootfsReferences};
 pub use walk::{ImageGraph, Node, NodeKind, Root, RootOrigin, WalkError, WalkProblem, walk};

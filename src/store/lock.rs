@@ -77,7 +77,11 @@ impl Store {
         let deadline = Instant::now() + patience;
         loop {
             match try_lock(&file) {
-                Ok(()) => return Ok(Held { file, store: PhantomData }),
+                Ok(()) => {
+                    let held = Held { file, store: PhantomData };
+                    self.note_layout_once()?;
+                    return Ok(held);
+                }
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(PAUSE),
                 Err(TryLockError::WouldBlock) => return Err(StoreError::Locked { path }),
                 Err(TryLockError::Error(source)) => return Err(StoreError::Io { action: "lock", path, source }),

@@ -8,6 +8,7 @@
 
 mod blobs;
 mod build_session;
+mod damaged;
 mod disk;
 mod error;
 mod foreign;
@@ -21,6 +22,8 @@ mod lock;
 mod mount_pins;
 mod processes;
 mod quarantine;
+mod sharing;
+mod usage;
 
 pub use blobs::{BlobStat, Put, Stored};
 pub use build_session::{BuildSession, Published, StaleStaging};
@@ -35,3 +38,4 @@ pub use lock::{CollectorGuard, ExclusiveGuard, SharedGuard};
 pub use mount_pins::{PinCount, StalePins};
 pub use processes::{ProcessEvidence, ProcessUse};
 pub use quarantine::QuarantinedBlob;
+pub use usage::{Place, Usage, UsedFile};
