@@ -5,6 +5,8 @@
 //! `strace` counts the calls of each thread by itself, so of a command's threads the one that is first to make its N-th call
 //! decides where the N-th blow falls. The threads of a build's pool make a handful of calls, all of them in a staging
 //! directory, and are mostly in the shadow of the main thread.
+//!
+//! Of the opens every second one is hit; `PFS_CRASH_ALL=1` hits them all.
 
 mod common;
 mod traced;
@@ -338,14 +340,16 @@ impl Matrix<'_> {
         let mut points = 0;
         for (blow, among) in blows {
             for (call, count) in calls.iter().filter(|(call, _)| among.contains(&call.as_str())) {
-                for nth in 1..=*count {
+                // Most calls open files for reading, and three of four points would be spent on them.
+                let sampled = call == "openat" && std::env::var_os("PFS_CRASH_ALL").is_none();
+                for nth in (1..=*count).step_by(if sampled { 2 } else { 1 }) {
+                    points += 1;
                     let point = format!("{} with {blow:?} at {call} {nth} of {count}", self.subject.command);
                     if catch_unwind(AssertUnwindSafe(|| self.strike(blow, call, nth))).is_err() {
                         eprintln!("^ {point}");
                         failed.push(point);
                     }
                 }
-                points += count;
                 told += &format!(" {call} {count}");
             }
             told += &format!(" ({blow:?});");
