@@ -458,9 +458,11 @@ impl State {
     fn kill(&self) -> Vec<Step> {
         let mut steps = Vec::new();
         let mut add = |alive: bool, what, act: fn(&mut State)| {
-            let mut next = *self;
-            act(&mut next);
-            steps.extend(alive.then_some((what, next)));
+            if alive {
+                let mut next = *self;
+                act(&mut next);
+                steps.push((what, next));
+            }
         };
         add(self.builder != Builder::Done, "builder is killed", State::end_build);
         add(self.mounter != Mounter::Done, "mounter is killed", State::end_mount);
