@@ -1,6 +1,6 @@
 //! How an error of the library becomes an exit code and a hint. One place, one table.
 
-use std::path::PathBuf;
+use std::{io::Write, path::PathBuf};
 
 use anstyle::{AnsiColor, Style};
 use pfs::{
@@ -135,6 +135,8 @@ impl Failure {
     }
 
     pub fn print(&self, quiet: bool) {
+        // Whom it cannot be told, the exit code tells.
+        let mut stderr = anstream::stderr();
         if self.json {
             let error = serde_json::json!({"error": {
                 "code": self.kind.name(),
@@ -142,14 +144,14 @@ impl Failure {
                 "message": self.error.to_string(),
                 "hints": self.hints,
             }});
-            anstream::eprintln!("{error}");
+            let _ = writeln!(stderr, "{error}");
             return;
         }
         let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
-        anstream::eprintln!("{red}error:{red:#} {}", self.error);
+        let _ = writeln!(stderr, "{red}error:{red:#} {}", self.error);
         let cyan = Style::new().fg_color(Some(AnsiColor::Cyan.into()));
         for hint in self.hints.iter().filter(|_| !quiet) {
-            anstream::eprintln!("{cyan}hint:{cyan:#} {hint}");
+            let _ = writeln!(stderr, "{cyan}hint:{cyan:#} {hint}");
         }
     }
 }

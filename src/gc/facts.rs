@@ -4,7 +4,7 @@ use std::{collections::HashSet, path::PathBuf};
 
 use crate::{
     format::{DescriptorDigest, IndexDocument},
-    graph::{BlobSource, ImageGraph, Root, RootOrigin, WalkError, walk},
+    graph::{BlobSource, ImageGraph, Root, RootOrigin, RootfsProblem, WalkError, walk},
     name::{Digest, MediaKind},
     observe::{Event, Observer},
     store::{
@@ -183,7 +183,7 @@ impl Marks {
         let mut layouts = vec![store.path().to_path_buf()];
         layouts.extend(others.iter().map(|(layout, _)| layout.clone()));
         let processes = store.process_evidence(&layouts, &owners);
-        graph_roots.extend(process_roots(store, &processes));
+        graph_roots.extend(process_roots(store, &processes)?);
         let graph = walk(store, graph_roots).map_err(GcError::Incomplete)?;
         let claims = leases.iter().filter(|lease| lease.live).flat_map(|lease| lease.claims.iter().copied()).collect();
         Ok(Self { graph, claims, processes, stamp })
@@ -221,21 +221,33 @@ fn live_records(leases: &[LeaseState]) -> impl Iterator<Item = &LeaseRecord> {
     leases.iter().filter(|lease| lease.live).filter_map(|lease| lease.record.as_ref())
 }
 
-/// The blobs that processes without a lease map or have open. What looks like a rootfs makes its image live.
-fn process_roots(store: &Store, evidence: &ProcessEvidence) -> Vec<Root> {
+/// The blobs that processes without a lease map or have open. What looks like a rootfs makes its image live; what cannot
+/// be read may be one.
+fn process_roots(store: &Store, evidence: &ProcessEvidence) -> Result<Vec<Root>, StoreError> {
     let mut roots = Vec::new();
     for process in &evidence.processes {
-        for digest in process.blobs.iter().filter(|digest| store.open_blob(digest).is_ok()) {
-            let kind = match store.begins_like_json(digest) {
-                Ok(true) => MediaKind::Unknown,
-                _ if store.rootfs_references(digest).is_ok() => MediaKind::Rootfs,
-                _ => MediaKind::Leaf,
-            };
+        for digest in &process.blobs {
+            let Some(kind) = kind_of_used(store, digest)? else { continue };
             let origin = RootOrigin::Process(process.pid, process.name.clone());
             roots.push(Root { origin, digest: DescriptorDigest::Sha256(*digest), kind });
         }
     }
-    roots
+    Ok(roots)
+}
+
+/// `None` if the blob is not of this store.
+fn kind_of_used(store: &Store, digest: &Digest) -> Result<Option<MediaKind>, StoreError> {
+    match store.begins_like_json(digest) {
+        Err(error @ StoreError::Io { .. }) if !error.is_not_found() => return Err(error),
+        Err(_) => return Ok(None),
+        Ok(true) => return Ok(Some(MediaKind::Unknown)),
+        Ok(false) => {}
+    }
+    match store.rootfs_references(digest) {
+        Ok(_) => Ok(Some(MediaKind::Rootfs)),
+        Err(RootfsProblem::Store(error @ StoreError::Io { .. })) => Err(error),
+        Err(_) => Ok(Some(MediaKind::Leaf)),
+    }
 }
 
 /// A mount needs its manifest and its rootfs. The lease names both, so that the chunks are known even after somebody has

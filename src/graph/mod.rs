@@ -12,5 +12,5 @@ mod walk;
 pub use closure::{Closure, RefCounts};
 pub use dangling::dangling;
 pub use image::{ImageError, LoadedImage, Picked, load_image, pick};
-pub use source::{BlobSource, RootfsReferences};
+pub use source::{BlobSource, RootfsProblem, RootfsReferences};
 pub use walk::{ImageGraph, Node, NodeKind, Root, RootOrigin, WalkError, WalkProblem, walk};

@@ -84,7 +84,9 @@ impl Drop for HeldLease {
     fn drop(&mut self) {
         let Some(lease) = self.lease.take() else { return };
         // Pins or a lease file that stay are dead from now on, and any collector removes them.
-        if let (Some(manifest), Ok(guard)) = (self.manifest, self.store.lock_exclusive()) {
+        if let Some(manifest) = self.manifest
+            && let Ok(guard) = self.store.lock_exclusive()
+        {
             let _ = self.store.remove_pins_of_ending(&guard, &manifest, &lease);
         }
         let _ = self.store.release(lease);
@@ -139,12 +141,13 @@ fn lease_and_load(
     let image = graph::load_image(&**store, &picked.digest, picked.kind)?;
     record.tag =
         picked.places.iter().find_map(|at| index.document().entries()[*at].tag.as_ref()).map(ToString::to_string);
-    held.manifest = Some(image.manifest.0);
-    record.manifest = held.manifest;
+    record.manifest = Some(image.manifest.0);
     record.rootfs = Some(image.rootfs_id.0);
     if let Some(lease) = &held.lease {
         lease.update(&guard, &record)?;
     }
+    // Not sooner: to remove pins it would want the lock that is held here.
+    held.manifest = record.manifest;
     Ok((held, image))
 }
 

@@ -45,7 +45,7 @@ impl Store {
         let mut record = LeaseRecord::of_this_process(LeaseKind::Build, jiff::Timestamp::now());
         record.tag = Some(tag.to_string());
         let lease = self.take_lease(&guard, &record)?;
-        let staging = self.state()?.make_sub("tmp")?.make_sub(lease.id())?;
+        let staging = self.temp()?.make_sub(lease.id())?;
         Ok(BuildSession { store: self, lease: Some(lease), staging, known: Mutex::default(), staged: Mutex::default() })
     }
 }

@@ -196,18 +196,56 @@ impl Dir {
     }
 
     /// Writes a file of ours and makes it durable under its name: never half-written there, replacing what it replaces.
-    pub(super) fn write_durably(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        let partial = format!(".{name}.{}.partial", std::process::id());
-        let path = self.join(&partial);
-        let _ = self.unlink(&partial);
-        let mut file = self.create_file(&partial)?;
+    /// What a crash leaves of it lies in `temp`, on the same filesystem.
+    pub(super) fn write_durably(&self, temp: &Dir, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let partial = temp.write_partial(name, bytes)?;
+        if let Err(source) = temp.rename_over(&partial, self, name) {
+            let _ = temp.unlink(&partial);
+            return Err(StoreError::Io { action: "write", path: self.join(name), source });
+        }
+        self.sync()
+    }
+
+    /// Writes a file and makes it durable, but not yet its name, unless there is a file of that name: that one stays.
+    /// Where the filesystem has unnamed files, a crash leaves all of it or nothing.
+    pub(super) fn write_unless_there(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let written = match self.unnamed_file()? {
+            Some(mut file) => {
+                io::Write::write_all(&mut file, bytes).and_then(|()| file.sync_all()).at("write", self.join(name))?;
+                self.link_unnamed(&file, name)
+            }
+            None => {
+                let partial = self.write_partial(name, bytes)?;
+                self.rename_new(&partial, self, name).inspect_err(|_| drop(self.unlink(&partial)))
+            }
+        };
+        match written {
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            written => written.at("write", self.join(name)),
+        }
+    }
+
+    /// Writes a new file under a name that no other process uses, and makes its bytes durable. Pids are no such names:
+    /// processes in different containers have the same ones.
+    pub(super) fn write_partial(&self, name: &str, bytes: &[u8]) -> Result<String, StoreError> {
+        let (partial, mut file) = self.create_partial(name)?;
         let written = io::Write::write_all(&mut file, bytes).and_then(|()| file.sync_all());
         if let Err(source) = written {
             let _ = self.unlink(&partial);
-            return Err(StoreError::Io { action: "write", path, source });
+            return Err(StoreError::Io { action: "write", path: self.join(&partial), source });
         }
-        self.rename_over(&partial, self, name).at("rename", path)?;
-        self.sync()
+        Ok(partial)
+    }
+
+    fn create_partial(&self, name: &str) -> Result<(String, File), StoreError> {
+        for number in 0_u32.. {
+            let partial = format!(".{name}.{}.{number}{PARTIAL}", std::process::id());
+            match self.create_file(&partial) {
+                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
+                created => return created.map(|file| (partial, file)),
+            }
+        }
+        unreachable!("a directory does not hold that many files")
     }
 
     /// Reads a file of ours, at most a few megabytes.
@@ -235,6 +273,8 @@ impl AsFd for Dir {
     }
 }
 
+/// How the names of files end that are being written.
+pub(super) const PARTIAL: &str = ".partial";
 const SMALL_BYTES_MAX: u64 = 256 << 20;
 
 /// What a file type is called in a sentence.

@@ -96,7 +96,7 @@ impl Store {
         _held: &impl Locked,
         mut edit: impl FnMut(&IndexDocument) -> Result<Option<IndexDocument>, E>,
     ) -> Result<(IndexSnapshot, IndexSnapshot), E> {
-        let temp = self.state()?.make_sub("tmp")?;
+        let temp = self.temp()?;
         for _ in 0..TRIES {
             let before = self.index()?;
             let Some(document) = edit(before.document())? else { return Ok((before.clone(), before)) };
@@ -112,8 +112,7 @@ impl Store {
 
     /// One try to replace exactly `before` by `bytes`. `false` if the index was not, or did not stay, `before`.
     fn swap_index(&self, temp: &Dir, before: &IndexSnapshot, bytes: &[u8]) -> Result<bool, StoreError> {
-        let name = format!("index-{}-{}", std::process::id(), before.digest.short());
-        temp.write_durably(&name, bytes)?;
+        let name = temp.write_partial(INDEX, bytes)?;
         let (now, identity) = read_with_identity(&self.root, INDEX)?;
         if Digest::of(&now) != before.digest {
             temp.unlink(&name).at("remove", temp.join(&name))?;
@@ -125,12 +124,14 @@ impl Store {
             self.root.sync()?;
             return Ok(true);
         }
-        let (swapped_out, _) = read_with_identity(temp, &name)?;
-        let ours = Digest::of(&swapped_out) == before.digest;
+        let swapped_out = read_with_identity(temp, &name);
+        let ours = swapped_out.as_ref().is_ok_and(|(swapped_out, _)| Digest::of(swapped_out) == before.digest);
         if !ours {
             self.swap_back(temp, &name, bytes)?;
         }
         self.root.sync()?;
+        // What cannot be read may be somebody's index: it is back in its place, and nothing was done.
+        swapped_out?;
         temp.unlink(&name).at("remove", temp.join(&name))?;
         Ok(ours)
     }

@@ -19,9 +19,13 @@ impl Store {
             return Ok(());
         }
         let number = names.last().map_or(0, |newest| number_of(newest) + 1);
-        log.write_durably(&format!("{number:010}-{digest}"), snapshot.document().bytes())?;
+        log.write_durably(&self.temp()?, &format!("{number:010}-{digest}"), snapshot.document().bytes())?;
         for old in names.iter().rev().skip(KEPT - 1) {
-            log.unlink(old).at("remove", log.join(old))?;
+            match log.unlink(old) {
+                // Another process that has seen the same notes was faster.
+                Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {}
+                removed => removed.at("remove", log.join(old))?,
+            }
         }
         Ok(())
     }

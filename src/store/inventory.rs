@@ -62,7 +62,7 @@ impl Store {
     /// The file system's own idea of now, in seconds since 1970: the change time of a file of ours touched just then.
     pub fn clock_seconds(&self) -> Result<i64, StoreError> {
         let state = self.state()?;
-        state.write_durably("clock", b"")?;
+        state.write_durably(&self.temp()?, "clock", b"")?;
         let stat = state.stat("clock")?.ok_or_else(|| StoreError::Io {
             action: "read the attributes of",
             path: state.join("clock"),

@@ -29,7 +29,7 @@ impl Store {
     pub fn pin(&self, _held: &SharedGuard<'_>, pin: &Pin) -> Result<(), StoreError> {
         let keep = self.state()?.make_sub(KEEP)?;
         let json = serde_json::to_vec_pretty(pin).expect("a pin has only texts and times");
-        keep.write_durably(&pin.digest.to_string(), &json)
+        keep.write_durably(&self.temp()?, &pin.digest.to_string(), &json)
     }
 
     /// Takes a declaration back. `false` if there was none.

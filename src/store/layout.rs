@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::{
     StoreError,
-    disk::Dir,
+    disk::{Dir, PARTIAL},
     error::At,
     sharing::{Declared, behind_bind_mount},
 };
@@ -29,6 +29,7 @@ pub struct Store {
 }
 
 const LAYOUT_FILE: &str = "oci-layout";
+const INDEX: &str = "index.json";
 /// OCI image layout 1.0.0, and what puzzlefs 0.1.0 wrote there.
 const LAYOUT_VERSIONS: &[&str] = &["1.0.0", "puzzlefs-dev"];
 
@@ -70,11 +71,10 @@ impl Store {
         Ok(Self { root, blobs, state: OnceLock::new(), state_parent, shared_blobs, declared, noted: OnceLock::new() })
     }
 
-    /// Opens the layout at `path`, or makes an empty one if there is nothing or an empty directory.
+    /// Opens the layout at `path`, or makes an empty one if there is nothing, an empty directory, or a layout that
+    /// somebody is making or was killed while making.
     pub fn open_or_create(path: &Path) -> Result<Self, StoreError> {
-        let exists = path.join(LAYOUT_FILE).exists();
-        let empty = !path.exists() || path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
-        if !exists && empty {
+        if !path.join(LAYOUT_FILE).exists() && can_become_layout(path) {
             create_layout(path)?;
         }
         Self::open(path)
@@ -135,6 +135,12 @@ impl Store {
         }
     }
 
+    /// Where files of ours are written before they get their names. What a crash leaves there is garbage for the collector,
+    /// so everybody who writes holds the store lock, or is the collector.
+    pub(super) fn temp(&self) -> Result<Dir, StoreError> {
+        self.state()?.make_sub("tmp")
+    }
+
     /// A directory in the directory of ours, if it is there.
     pub(super) fn existing_state_sub(&self, name: &str) -> Result<Option<Dir>, StoreError> {
         let Some(state) = self.existing_state()? else { return Ok(None) };
@@ -171,15 +177,36 @@ fn check_layout_file(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Makes an empty layout. `oci-layout` is written last, because it is what makes a directory a layout.
+/// Whether there is nothing but what an interrupted [`create_layout`] leaves.
+fn can_become_layout(path: &Path) -> bool {
+    let Ok(entries) = path.read_dir() else { return !path.exists() };
+    let is_start = |name: &str| match name {
+        "blobs" => holds_at_most(&path.join(name), "sha256") && holds_at_most(&path.join("blobs/sha256"), ""),
+        INDEX => fs::read(path.join(name)).is_ok_and(|text| text == IndexDocument::empty().bytes()),
+        _ => name.ends_with(PARTIAL),
+    };
+    entries.into_iter().all(|entry| entry.is_ok_and(|entry| entry.file_name().to_str().is_some_and(is_start)))
+}
+
+/// Whether a directory is empty, does not exist, or holds nothing but `name`.
+fn holds_at_most(path: &Path, name: &str) -> bool {
+    match path.read_dir() {
+        Ok(entries) => entries.into_iter().all(|entry| entry.is_ok_and(|entry| entry.file_name() == *name)),
+        Err(cause) => cause.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+/// Makes an empty layout. `oci-layout` is written last, because it is what makes a directory a layout. Nothing that is
+/// there is replaced: another process may make the same layout, and have published an image in it already.
 fn create_layout(path: &Path) -> Result<(), StoreError> {
     let blobs = path.join("blobs/sha256");
     fs::create_dir_all(&blobs).at("make the directory", &blobs)?;
     let root = Dir::open(path)?;
     for (name, text) in
-        [("index.json", IndexDocument::empty().bytes()), (LAYOUT_FILE, br#"{"imageLayoutVersion":"1.0.0"}"# as &[u8])]
+        [(INDEX, IndexDocument::empty().bytes()), (LAYOUT_FILE, br#"{"imageLayoutVersion":"1.0.0"}"# as &[u8])]
     {
-        root.write_durably(name, text)?;
+        root.write_unless_there(name, text)?;
+        root.sync()?;
     }
-    root.sync()
+    Ok(())
 }

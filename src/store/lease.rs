@@ -7,6 +7,7 @@
 use std::{
     fs::{self, File, TryLockError},
     io::{Read, Seek, SeekFrom, Write},
+    os::unix::fs::FileExt,
     path::PathBuf,
     sync::Mutex,
 };
@@ -108,7 +109,7 @@ impl Store {
                 lease
             }
             None => {
-                let temp = state.make_sub("tmp")?;
+                let temp = self.temp()?;
                 let lease = Lease::locked(&temp, &id, temp.create_file(&id)?, record)?;
                 temp.rename_new(&id, &leases, &id).at("create", leases.join(&id))?;
                 lease
@@ -219,12 +220,16 @@ impl Lease {
         &self.id
     }
 
-    /// Replaces its text. The guard keeps a collector from reading half of it.
+    /// Replaces its text, in one write: others read it without a lock, and must not find it empty. For leases without claims.
     pub fn update(&self, _held: &SharedGuard<'_>, record: &LeaseRecord) -> Result<(), StoreError> {
         self.with_file(|mut file| {
-            file.set_len(0)?;
-            file.seek(SeekFrom::Start(0))?;
-            file.write_all(line(record).as_bytes())
+            let mut text = line(record);
+            // What is shorter than the text before is filled up, since cutting the file off would be a second step.
+            let missing =
+                usize::try_from(file.metadata()?.len()).map_err(std::io::Error::other)?.saturating_sub(text.len());
+            text.insert_str(text.len() - 1, &" ".repeat(missing));
+            file.write_all_at(text.as_bytes(), 0)?;
+            file.seek(SeekFrom::End(0)).map(|_| ())
         })
         .at("write the lease", &self.id)
     }

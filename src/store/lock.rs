@@ -72,13 +72,16 @@ impl Store {
         try_lock: impl Fn(&File) -> Result<(), TryLockError>,
     ) -> Result<Held<'_>, StoreError> {
         let state = self.state()?;
-        self.note_layout_once()?;
         let file = state.open_or_create(name)?;
         let path: PathBuf = state.join(name);
         let deadline = Instant::now() + patience;
         loop {
             match try_lock(&file) {
-                Ok(()) => return Ok(Held { file, store: PhantomData }),
+                Ok(()) => {
+                    let held = Held { file, store: PhantomData };
+                    self.note_layout_once()?;
+                    return Ok(held);
+                }
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(PAUSE),
                 Err(TryLockError::WouldBlock) => return Err(StoreError::Locked { path }),
                 Err(TryLockError::Error(source)) => return Err(StoreError::Io { action: "lock", path, source }),

@@ -104,7 +104,7 @@ fn pids() -> Vec<u32> {
 /// The processes that this one was called by: a shell that stands in the store, a `sudo` that has its path in its arguments.
 fn ancestors(mut pid: u32) -> Vec<u32> {
     let mut ancestors = Vec::new();
-    while let Some(parent) = parent(pid).filter(|parent| *parent > 1 && !ancestors.contains(parent)) {
+    while let Some(parent) = parent(pid).filter(|parent| *parent > 0 && !ancestors.contains(parent)) {
         ancestors.push(parent);
         pid = parent;
     }
@@ -133,8 +133,8 @@ enum Look {
 fn look(root: &Path, layouts: &[PathBuf]) -> Look {
     let links = match fs::read_dir(root.join("fd")) {
         Ok(entries) => entries,
-        Err(cause) if cause.kind() == std::io::ErrorKind::PermissionDenied => return Look::Unreadable,
-        Err(_) => return Look::Gone,
+        Err(cause) if is_gone(&cause) => return Look::Gone,
+        Err(_) => return Look::Unreadable,
     };
     let mut named = BTreeSet::new();
     let mut at_layout = None;
@@ -147,7 +147,11 @@ fn look(root: &Path, layouts: &[PathBuf]) -> Look {
             at_layout = Some("has files of it open");
         }
     }
-    let maps = fs::read(root.join("maps")).unwrap_or_default();
+    let maps = match fs::read(root.join("maps")) {
+        Ok(maps) => maps,
+        Err(cause) if is_gone(&cause) => return Look::Gone,
+        Err(_) => return Look::Unreadable,
+    };
     named.extend(maps.split(|byte| *byte == b'\n').filter_map(mapped));
     let cwd = fs::read_link(root.join("cwd")).ok();
     if cwd.as_ref().is_some_and(|cwd| layouts.iter().any(|layout| cwd.starts_with(layout))) {
@@ -165,6 +169,11 @@ fn mapped(line: &[u8]) -> Option<(Digest, u64)> {
     let digest = digest_in(line)?;
     let fields = std::str::from_utf8(line.get(..line.iter().position(|byte| *byte == b'/')?)?).ok()?;
     Some((digest, fields.split_whitespace().nth(4)?.parse().ok()?))
+}
+
+/// Whether a process has ended while it was looked at.
+fn is_gone(cause: &std::io::Error) -> bool {
+    cause.kind() == std::io::ErrorKind::NotFound || cause.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// The digest that a path ends in, if it ends in one; the kernel marks unlinked files.

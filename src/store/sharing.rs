@@ -63,7 +63,7 @@ impl Store {
         let name = Digest::of(path).short();
         match layouts.stat(&name)? {
             Some(_) => Ok(()),
-            None => layouts.write_durably(&name, path),
+            None => layouts.write_durably(&self.temp()?, &name, path),
         }
     }
 
