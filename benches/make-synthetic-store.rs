@@ -118,9 +118,9 @@ fn rootfs(image: usize, chunks: &[(Digest, usize)]) -> Result<Vec<u8>, FormatErr
     let files: Vec<_> = chunks.chunks(CHUNKS_PER_FILE).collect();
     let names: Vec<_> = (0..files.len()).map(|file| format!("file-{file:05}")).collect();
     let mut layer = LayerBuilder::new(0);
-    let mut entries =
-        (2..).zip(&names).map(|(ino, name): (u64, &String)| Ok(DirEntry { ino, name: name.as_bytes() }));
-    layer.push(inode(1, 0o755, &mut std::iter::empty()), KindDraft::Dir { entries: &mut entries, look_below: false })?;
+    let mut entries = (2..).zip(&names).map(|(ino, name): (u64, &String)| Ok(DirEntry { ino, name: name.as_bytes() }));
+    layer
+        .push(inode(1, 0o755, &mut std::iter::empty()), KindDraft::Dir { entries: &mut entries, look_below: false })?;
     for (ino, file) in (2..).zip(&files) {
         let place = |chunk: Digest| BlobRef { chunk: ChunkId(chunk), offset: 0, compressed: false };
         let mut pieces = file.iter().map(|(chunk, size)| Ok((place(*chunk), *size as u64)));

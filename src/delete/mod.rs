@@ -6,7 +6,9 @@
 mod conflict;
 mod request;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
+
+use hashbrown::HashSet;
 
 pub use conflict::{Conflict, MountedAt};
 pub use request::{DeleteError, DeleteOptions, Target};
@@ -62,7 +64,9 @@ impl DeletePlan {
         let places: Vec<usize> = targets.iter().flat_map(|target| target.places.iter().copied()).collect();
         let edited = index.document().without(&places);
         let leases = store.leases()?;
-        let graph = match walk(store, Root::of_index(index.document())) {
+        let whole = walk(store, Root::of_index(index.document()));
+        let whole_is_known = whole.is_ok();
+        let graph = match whole {
             Ok(graph) => Some(graph),
             // Only names go, so what else cannot be read does not matter.
             Err(_) if options.keep_blobs => graph_of_targets(store, index.document(), &places),
@@ -72,7 +76,10 @@ impl DeletePlan {
             }
         };
         conflict::check(&targets, &edited, graph.as_ref(), &leases, &options)?;
-        let scope = needed_by(store, index.document(), &targets);
+        let scope = match graph.filter(|_| whole_is_known) {
+            Some(graph) => needed_in(&graph, &places),
+            None => needed_by(store, index.document(), &targets),
+        };
         Ok(Self { targets, edited, scope, options })
     }
 
@@ -150,6 +157,12 @@ impl DeletePlan {
 fn graph_of_targets(store: &Store, index: &IndexDocument, places: &[usize]) -> Option<ImageGraph> {
     let roots = Root::of_index(index);
     walk(store, places.iter().map(|place| roots[*place].clone()).collect()).ok()
+}
+
+/// Everything that the entries at these places need, in the graph of the whole index.
+fn needed_in(graph: &ImageGraph, places: &[usize]) -> HashSet<Digest> {
+    let nodes: Vec<usize> = places.iter().map(|place| graph.roots()[*place].1).collect();
+    graph.closure(&nodes).0.into_iter().map(|blob| graph.digest(blob)).collect()
 }
 
 /// Everything that the targets need, as far as it can be read: an image whose rootfs is damaged can be deleted too, and what

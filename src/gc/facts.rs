@@ -1,10 +1,12 @@
 //! What the collector knows when it plans.
 
-use std::{collections::HashSet, path::PathBuf};
+use std::path::PathBuf;
+
+use hashbrown::HashSet;
 
 use crate::{
-    format::{DescriptorDigest, IndexDocument},
-    graph::{BlobSource, ImageGraph, Root, RootOrigin, WalkError, walk},
+    format::{DescriptorDigest, IndexDocument, references_in_text},
+    graph::{BlobSource, Form, ImageGraph, Root, RootOrigin, WalkError, walk},
     name::{Digest, MediaKind},
     observe::{Event, Observer},
     store::{
@@ -136,8 +138,11 @@ impl Marks {
 
     /// Whether index, leases and pins are still those that these marks were derived from.
     pub fn are_current(&self, store: &Store) -> Result<bool, GcError> {
+        if store.index_digest()? != self.stamp.index {
+            return Ok(false);
+        }
         let pins = store.pins()?.iter().map(|pin| pin.digest).collect();
-        Ok(Stamp::of(&store.index()?.digest(), &store.leases()?, pins) == self.stamp)
+        Ok(Stamp::of(&self.stamp.index, &store.leases()?, pins) == self.stamp)
     }
 
     /// Whether a root or a claim needs this blob.
@@ -165,7 +170,7 @@ fn process_roots(store: &Store, evidence: &ProcessEvidence) -> Vec<Root> {
         for digest in process.blobs.iter().filter(|digest| store.open_blob(digest).is_ok()) {
             let kind = match store.begins_like_json(digest) {
                 Ok(true) => MediaKind::Unknown,
-                _ if store.rootfs_references(digest).is_ok() => MediaKind::Rootfs,
+                _ if store.references(digest, Form::Rootfs).is_ok() => MediaKind::Rootfs,
                 _ => MediaKind::Leaf,
             };
             let origin = RootOrigin::Process(process.pid, process.name.clone());
@@ -201,7 +206,12 @@ fn lease_roots(lease: &LeaseState) -> Result<Vec<Root>, GcError> {
 fn released(store: &Store, marks: &Marks) -> Result<HashSet<Digest>, GcError> {
     let mut released = HashSet::new();
     let mut seen = HashSet::new();
-    for index in store.index_history()? {
+    for note in store.index_notes()? {
+        // Nearly all entries of nearly all notes are those of the present index, so most need no parsing.
+        if references_in_text(note.bytes()).iter().all(|digest| marks.graph.needs(digest) || seen.contains(digest)) {
+            continue;
+        }
+        let Ok(index) = IndexDocument::parse(note.bytes()) else { continue };
         for root in Root::of_index(&index) {
             let DescriptorDigest::Sha256(digest) = root.digest else { continue };
             if marks.graph.needs(&digest) || !seen.insert(digest) {

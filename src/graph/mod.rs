@@ -5,10 +5,12 @@
 
 mod closure;
 mod image;
+mod references;
 mod source;
 mod walk;
 
 pub use closure::{Closure, RefCounts};
 pub use image::{ImageError, LoadedImage, Picked, load_image, pick};
-pub use source::{BlobSource, RootfsReferences};
+pub use references::{Blobs, Form, Reference, References, Role, Shape};
+pub use source::{Afresh, BlobSource, DocumentProblem};
 pub use walk::{ImageGraph, Node, NodeKind, Root, RootOrigin, WalkError, WalkProblem, walk};

@@ -55,6 +55,12 @@ impl Store {
         self.index_once()
     }
 
+    /// The digest of the index's text as it is now, whole or torn: to tell whether it is still the one that was read.
+    pub fn index_digest(&self) -> Result<Digest, StoreError> {
+        let (bytes, _) = read_with_identity(&self.root, INDEX)?;
+        Ok(Digest::of(&bytes))
+    }
+
     fn index_once(&self) -> Result<IndexSnapshot, StoreError> {
         let (bytes, _) = read_with_identity(&self.root, INDEX)?;
         self.snapshot(&bytes)

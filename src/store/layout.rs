@@ -3,12 +3,12 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{OnceLock, RwLock},
 };
 
 use serde::Deserialize;
 
-use super::{StoreError, disk::Dir, error::At};
+use super::{StoreError, disk::Dir, error::At, reference_cache::Memory};
 use crate::format::IndexDocument;
 
 /// An open store. Cheap to keep, safe to share between threads.
@@ -17,6 +17,7 @@ pub struct Store {
     pub(super) root: Dir,
     pub(super) blobs: Dir,
     state: OnceLock<Dir>,
+    pub(super) memory: OnceLock<RwLock<Memory>>,
     state_parent: PathBuf,
     shared_blobs: Option<PathBuf>,
 }
@@ -53,7 +54,7 @@ impl Store {
             Some(physical) => home_of_shared(physical),
             None => path,
         };
-        Ok(Self { root, blobs, state: OnceLock::new(), state_parent, shared_blobs })
+        Ok(Self { root, blobs, state: OnceLock::new(), memory: OnceLock::new(), state_parent, shared_blobs })
     }
 
     /// Opens the layout at `path`, or makes an empty one if there is nothing or an empty directory.
