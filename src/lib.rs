@@ -15,5 +15,7 @@ pub mod graph;
 pub mod mount;
 pub mod name;
 pub mod observe;
+pub mod pin;
 pub mod store;
 pub mod tree;
+pub mod undo;

@@ -9,7 +9,7 @@ const LAYERS: [&[&str]; 7] = [
     &["store"],
     &["graph", "tree"],
     &["gc", "fuse"],
-    &["delete", "prune", "mount", "build", "extract", "check", "explain", "remote"],
+    &["delete", "prune", "mount", "build", "extract", "check", "explain", "remote", "pin", "undo"],
     &["cli"],
 ];
 

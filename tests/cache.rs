@@ -169,7 +169,7 @@ fn documents_that_are_gone_are_forgotten() {
     };
     assert!(holds(&one) && holds(&rootfs_one));
     let fresh = Store::open(&store.path).unwrap();
-    let plan = DeletePlan::new(&fresh, &[common::by_tag("one")], DeleteOptions::default()).unwrap();
+    let plan = DeletePlan::new(&fresh, &[common::by_tag("one")], DeleteOptions::default(), now()).unwrap();
     plan.apply(&fresh, now(), &Silent).unwrap();
     gc::collect(&Store::open(&store.path).unwrap(), at_once(), now(), &Silent).unwrap();
     assert!(!holds(&one) && !holds(&rootfs_one), "neither the documents");

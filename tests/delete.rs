@@ -322,7 +322,7 @@ fn a_damaged_image_can_be_deleted_and_another_one_cannot_meanwhile() {
 }
 
 fn plan(store: &TestStore, tag: &str) -> DeletePlan {
-    DeletePlan::new(store, &[by_tag(tag)], DeleteOptions::default()).unwrap()
+    DeletePlan::new(store, &[by_tag(tag)], DeleteOptions::default(), now()).unwrap()
 }
 
 #[test]

@@ -26,7 +26,7 @@ fn assert_reads_back(store: &TestStore, tag: &str, what: &str) {
 
 /// Deletes one tag, and demands that the dry run has said exactly what happened.
 fn delete(store: &TestStore, tag: &str) -> DeleteReport {
-    let plan = DeletePlan::new(store, &[by_tag(tag)], DeleteOptions::default()).unwrap();
+    let plan = DeletePlan::new(store, &[by_tag(tag)], DeleteOptions::default(), now()).unwrap();
     let (preview, kept) = plan.preview(store, now(), &Silent).unwrap();
     let (promised, blobs, before) = (preview.freed_bytes(), preview.summary().go, store.blob_bytes());
     let report = plan.apply(store, now(), &Silent).unwrap();

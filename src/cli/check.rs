@@ -34,6 +34,11 @@ pub struct Args {
 }
 
 pub fn run(context: &Context, args: Args) -> Ending {
+    let json = args.json;
+    act(context, args).map_err(|failure| failure.json(json))
+}
+
+fn act(context: &Context, args: Args) -> Ending {
     let (store, selector) = subject(context, args.subject.as_deref())?;
     let watch = context.progress(args.json);
     let report = check(&store, &CheckOptions { selector, data: args.data }, &watch)?;
@@ -46,7 +51,7 @@ pub fn run(context: &Context, args: Args) -> Ending {
 }
 
 /// A directory is a store, everything else a reference.
-fn subject(context: &Context, text: Option<&str>) -> Result<(Store, Option<pfs::name::Selector>), Failure> {
+pub fn subject(context: &Context, text: Option<&str>) -> Result<(Store, Option<pfs::name::Selector>), Failure> {
     let Some(text) = text else { return Ok((context.open(None)?, None)) };
     let looks_like_reference = text.contains(':') || context.globals.store.is_some();
     if Path::new(text).is_dir() || !looks_like_reference {

@@ -27,12 +27,16 @@ pub struct Args {
     /// Print what would be done, and write nothing.
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Delete in spite of soft conflicts: a tag that is mounted, a digest with several tags.
+    /// Delete in spite of soft conflicts: a tag that is mounted, a digest with several tags, an image that is pinned
+    /// (the pin goes too).
     #[arg(short, long)]
     force: bool,
     /// A tag that stands on several manifests goes from all of them.
     #[arg(long)]
     all: bool,
+    /// Keep base images without a name that only a deleted image was built on.
+    #[arg(long)]
+    no_prune: bool,
     /// Remove the tags only; pfs gc frees their content later.
     #[arg(long)]
     keep_blobs: bool,
@@ -49,10 +53,11 @@ fn delete(context: &Context, args: &Args) -> Ending {
     let (path, references) = context.references(&args.references)?;
     let store = Store::open(&path)?;
     let watch = context.progress(args.json);
-    let options = DeleteOptions { force: args.force, all: args.all, keep_blobs: args.keep_blobs };
+    let (force, all) = (args.force, args.all);
+    let options = DeleteOptions { force, all, keep_blobs: args.keep_blobs, no_prune: args.no_prune };
     let selectors: Vec<_> = references.into_iter().map(|reference| reference.selector).collect();
-    let plan = DeletePlan::new(&store, &selectors, options)?;
     let now = context.now_seconds();
+    let plan = DeletePlan::new(&store, &selectors, options, now)?;
     let outcome = if args.dry_run {
         let mut outcome = Outcome { dry_run: true, targets: plan.targets().to_vec(), ..Outcome::default() };
         if !args.keep_blobs {

@@ -12,8 +12,13 @@ use pfs::{
     graph::{ImageError, WalkError, WalkProblem},
     mount::MountError,
     name::ReferenceError,
+    pin::PinError,
     store::StoreError,
+    undo::UndoError,
 };
+
+/// The exit code of a command that has done some of what it was asked for.
+pub const PARTLY_DONE: u8 = 3;
 
 /// What an error means to whoever called the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +57,7 @@ impl Kind {
         match self {
             Self::Failed => 1,
             Self::Usage => 2,
-            Self::PartlyDone => 3,
+            Self::PartlyDone => PARTLY_DONE,
             Self::NotAStore => 10,
             Self::Busy => 11,
             Self::NotFound => 12,
@@ -226,7 +231,41 @@ impl From<ExplainError> for Failure {
             ExplainError::Image(error) => error.into(),
             ExplainError::Walk(error) => error.into(),
             ExplainError::Store(error) => error.into(),
+            ExplainError::NoBlob(_) => {
+                Self::new(Kind::NotFound, error).hint("write the first 6 to 64 digits of its digest, or STORE:TAG")
+            }
+            ExplainError::SeveralBlobs { .. } => Self::new(Kind::Refused, error).hint("write more of its digits"),
             error => Self::new(Kind::Integrity, error),
+        }
+    }
+}
+
+impl From<PinError> for Failure {
+    fn from(error: PinError) -> Self {
+        match error {
+            PinError::Image(error) => error.into(),
+            PinError::Store(error) => error.into(),
+            PinError::NotPinned(_) => Self::new(Kind::NotFound, error).hint("pfs pins STORE lists what is pinned"),
+            PinError::Unreadable(_) => {
+                Self::new(Kind::Integrity, error).hint("pfs check STORE lists everything that is damaged")
+            }
+            error => Self::new(Kind::Failed, error),
+        }
+    }
+}
+
+impl From<UndoError> for Failure {
+    fn from(error: UndoError) -> Self {
+        match error {
+            UndoError::Store(error) => error.into(),
+            UndoError::NotFound(_) | UndoError::Nothing => {
+                Self::new(Kind::NotFound, error).hint("pfs undo --list STORE lists what the log still knows")
+            }
+            UndoError::Taken { .. } => Self::new(Kind::Refused, error)
+                .hint("--force moves the tag back; pfs undo then brings the other one back"),
+            UndoError::Incomplete { .. } | UndoError::Unreadable { .. } => Self::new(Kind::Integrity, error)
+                .hint("nothing was changed; pfs gc --hold 7d keeps what it frees in quarantine for a week"),
+            error => Self::new(Kind::Failed, error),
         }
     }
 }
@@ -287,8 +326,11 @@ impl From<GcError> for Failure {
             GcError::Store(error) => error.into(),
             GcError::Incomplete(_) => Self::new(Kind::Refused, error)
                 .hint("pfs check STORE says what is damaged; pfs delete --keep-blobs STORE:TAG takes a damaged image out of the way"),
-            GcError::SharedBlobs(_) => Self::new(Kind::Refused, error)
-                .hint("collect in a store whose blobs/sha256 is a directory of its own"),
+            GcError::SharedBlobs { .. } => Self::new(Kind::Refused, error).hint(
+                "name the others: pfs gc --also LAYOUT or --roots 'GLOB', or write them into the file roots in .pfs; or untag only: pfs delete --keep-blobs",
+            ),
+            GcError::Managed { .. } => Self::new(Kind::Refused, error)
+                .hint("delete the tag with that program, and let its own garbage collection free it"),
             GcError::MountPending(_) | GcError::Restless => Self::new(Kind::Busy, error).hint("try again"),
             GcError::Clock { .. } => Self::new(Kind::Refused, error).hint("set the clock, or wait until both agree"),
             error => Self::new(Kind::Failed, error),
@@ -327,6 +369,9 @@ impl From<Conflict> for Failure {
             }
             Conflict::SeveralTags { .. } => {
                 Self::new(Kind::InUse, conflict).hint("name one tag to remove only that, or --force to remove them all")
+            }
+            Conflict::Pinned { .. } => {
+                Self::new(Kind::InUse, conflict).hint("pfs unpin it first, or --force to take the pin back as well")
             }
             conflict => Self::new(Kind::InUse, conflict),
         }

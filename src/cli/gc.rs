@@ -48,6 +48,12 @@ pub struct Args {
     /// Stop when this much is freed, as in 5GiB.
     #[arg(long, value_name = "SIZE")]
     max_freed: Option<ByteCount>,
+    /// Another layout that uses the same blob directory. May be given several times.
+    #[arg(long, value_name = "LAYOUT")]
+    also: Vec<PathBuf>,
+    /// Layouts that use the same blob directory, as a pattern. May be given several times.
+    #[arg(long, value_name = "GLOB")]
+    roots: Vec<String>,
     /// With -n: end with 4 if there is something to free.
     #[arg(long)]
     exit_code: bool,
@@ -87,17 +93,35 @@ pub fn run(context: &Context, args: Args) -> Ending {
     }
     let mut documents = Vec::new();
     let mut ending = 0;
+    let mut failures = Vec::new();
     for path in &stores {
-        ending = ending.max(collect(context, &args, path, &mut documents).map_err(|failure| failure.json(args.json))?);
+        match collect(context, &args, path, &mut documents) {
+            Ok(code) => ending = ending.max(code),
+            Err(failure) => failures.push(failure.json(args.json)),
+        }
     }
-    if args.json {
+    if args.json && !documents.is_empty() {
         print_json(&json!({"schema": "pfs.gc/1", "dry_run": args.dry_run, "stores": documents}))?;
     }
-    Ok(ending)
+    finish(ending, failures, stores.len(), context.globals.quiet)
+}
+
+/// One store of several that cannot be collected does not keep the others from it: that is partly done.
+fn finish(ending: u8, mut failures: Vec<Failure>, stores: usize, quiet: bool) -> Ending {
+    match failures.pop() {
+        None => Ok(ending),
+        Some(failure) if stores == 1 => Err(failure),
+        Some(last) => {
+            let all_failed = failures.len() + 1 == stores;
+            failures.iter().chain([&last]).for_each(|failure| failure.print(quiet));
+            Ok(if all_failed { last.code() } else { super::failure::PARTLY_DONE })
+        }
+    }
 }
 
 fn collect(context: &Context, args: &Args, path: &Path, documents: &mut Vec<serde_json::Value>) -> Ending {
     let store = Store::open(path)?;
+    declare(&store, args)?;
     let watch = context.progress(args.json);
     let policy = Policy {
         min_age_seconds: args.min_age.as_secs(),
@@ -135,6 +159,23 @@ fn collect(context: &Context, args: &Args, path: &Path, documents: &mut Vec<serd
         print(&before.0.done(&report, &before.1, context.globals.quiet))?;
     }
     Ok(0)
+}
+
+/// Tells the store of the layouts that were named. A pattern that finds nothing says that there are no others.
+fn declare(store: &Store, args: &Args) -> Result<(), Failure> {
+    for layout in &args.also {
+        Store::open(layout)?;
+    }
+    if !args.also.is_empty() {
+        store.declare_layouts(args.also.iter().cloned());
+    }
+    for pattern in &args.roots {
+        let wrong = |cause: String| Failure::usage(format!("--roots {pattern}: {cause}"));
+        let paths = glob::glob(pattern).map_err(|cause| wrong(cause.to_string()))?;
+        let paths: Result<Vec<PathBuf>, _> = paths.collect();
+        store.declare_layouts(paths.map_err(|cause| wrong(cause.to_string()))?);
+    }
+    Ok(())
 }
 
 fn plan_strangers(plan: &GcPlan) -> Vec<String> {

@@ -39,6 +39,11 @@ pub struct Args {
 }
 
 pub fn run(context: &Context, args: Args) -> Ending {
+    let json = args.json;
+    act(context, args).map_err(|failure| failure.json(json))
+}
+
+fn act(context: &Context, args: Args) -> Ending {
     let reference = context.reference(&args.reference)?;
     let store = Store::open(&reference.store)?;
     let inspection = inspect(&store, &reference.selector)?;

@@ -5,6 +5,7 @@
 mod build;
 mod check;
 mod delete;
+mod du;
 mod failure;
 mod gc;
 mod inspect;
@@ -12,9 +13,14 @@ mod ls;
 mod mount;
 mod mounts;
 mod output;
+mod pin;
+mod pins;
 mod progress;
 mod refs;
 mod umount;
+mod undo;
+mod unpin;
+mod why;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -80,7 +86,13 @@ enum Command {
     #[command(visible_aliases = ["rm", "rmi"])]
     Delete(delete::Args),
     Gc(gc::Args),
+    Undo(undo::Args),
+    Du(du::Args),
     Refs(refs::Args),
+    Why(why::Args),
+    Pin(pin::Args),
+    Unpin(unpin::Args),
+    Pins(pins::Args),
     #[command(visible_aliases = ["fsck", "verify"])]
     Check(check::Args),
 }
@@ -127,7 +139,13 @@ impl Context {
             Command::Mounts(args) => mounts::run(self, args),
             Command::Delete(args) => delete::run(self, args),
             Command::Gc(args) => gc::run(self, args),
+            Command::Undo(args) => undo::run(self, args),
+            Command::Du(args) => du::run(self, args),
             Command::Refs(args) => refs::run(self, args),
+            Command::Why(args) => why::run(self, args),
+            Command::Pin(args) => pin::run(self, args),
+            Command::Unpin(args) => unpin::run(self, args),
+            Command::Pins(args) => pins::run(self, args),
             Command::Check(args) => check::run(self, args),
         }
     }

@@ -28,6 +28,11 @@ pub struct Args {
 }
 
 pub fn run(context: &Context, args: Args) -> Ending {
+    let json = args.json;
+    act(context, args).map_err(|failure| failure.json(json))
+}
+
+fn act(context: &Context, args: Args) -> Ending {
     let named = args.store.as_ref().or(context.globals.store.as_ref());
     let store = named.map(|path| Store::open(path)).transpose()?;
     let mut mounts = mount::mounts(store.as_ref())?;

@@ -26,7 +26,8 @@ pub enum Encoding {
 impl Encoding {
     /// The zstd level of puzzlefs.
     pub const LEVEL_DEFAULT: i32 = 3;
-    /// 64 KiB. See `docs/format.md` for sizes measured with others; puzzlefs has 4 KiB.
+    /// 64 KiB; puzzlefs has 4 KiB. Measured on a /usr/share of 548 MB: 282 MB with 4 KiB, 262 with 16, 251 with 64, 247 with
+    /// 256. A reader that decodes whole chunks, as ours does, gains nothing from smaller ones.
     pub const FRAME_BYTES_DEFAULT: NonZeroU32 = NonZeroU32::new(64 << 10).expect("not zero");
 
     /// Compressed with the default level and frame size.

@@ -7,7 +7,7 @@ use crate::{
     format::{DescriptorDigest, IndexDocument},
     graph::ImageGraph,
     name::{Digest, Selector, Tag},
-    store::{LeaseKind, LeaseState},
+    store::{LeaseKind, LeaseState, Pin},
 };
 
 /// Where an image is mounted.
@@ -52,11 +52,30 @@ pub enum Conflict {
         /// The tags.
         tags: Vec<Tag>,
     },
+    /// Its last name, and it is pinned. Soft: forcing takes the pin back too.
+    #[error("cannot delete {selector}: it is pinned{}", terms(pin))]
+    Pinned {
+        /// As it was asked for.
+        selector: Selector,
+        /// The pin.
+        pin: Box<Pin>,
+    },
+}
+
+/// Since when, until when and why, in brackets.
+fn terms(pin: &Pin) -> String {
+    let until = pin.until.map(|until| format!(", until {until}")).unwrap_or_default();
+    let reason = pin.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    format!(" (since {}{until}{reason})", whole_second(pin.since))
+}
+
+fn whole_second(time: jiff::Timestamp) -> jiff::Timestamp {
+    jiff::Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
 fn places(at: &[MountedAt]) -> String {
-    let second = |time: &jiff::Timestamp| jiff::Timestamp::from_second(time.as_second()).unwrap_or(*time);
-    let place = |at: &MountedAt| format!("{} (pid {}, since {})", at.mountpoint.display(), at.pid, second(&at.since));
+    let place =
+        |at: &MountedAt| format!("{} (pid {}, since {})", at.mountpoint.display(), at.pid, whole_second(at.since));
     at.iter().map(place).collect::<Vec<_>>().join(", ")
 }
 
@@ -64,38 +83,60 @@ fn list(tags: &[Tag]) -> String {
     tags.iter().map(Tag::as_str).collect::<Vec<_>>().join(", ")
 }
 
-/// The rows of the table. `edited` is the index as it would be afterwards.
-pub(super) fn check(
-    targets: &[Target],
-    edited: &IndexDocument,
-    graph: Option<&ImageGraph>,
-    leases: &[LeaseState],
-    options: &DeleteOptions,
-) -> Result<(), Conflict> {
-    for target in targets {
-        let by_digest = matches!(target.selector, Selector::Digest(_));
-        let loses_last_name = !has_entry(edited, &target.digest);
-        let at = if loses_last_name { mounts_of(&target.digest, graph, leases) } else { Vec::new() };
-        let selector = target.selector.clone();
-        match (by_digest, at.is_empty(), options.force) {
-            (true, false, _) => return Err(Conflict::DigestMounted { selector, at }),
-            (false, false, false) => return Err(Conflict::Mounted { selector, at }),
-            (true, true, false) if target.tags.len() > 1 => {
-                return Err(Conflict::SeveralTags { selector, tags: target.tags.clone() });
-            }
-            _ => {}
-        }
-    }
-    Ok(())
+/// What speaks for an image: who holds it, and in which index it would be left.
+pub(super) struct Holders<'a> {
+    /// The index as it would be afterwards.
+    pub edited: &'a IndexDocument,
+    /// What refers to what, as far as it can be read.
+    pub graph: Option<&'a ImageGraph>,
+    /// All leases.
+    pub leases: &'a [LeaseState],
+    /// The pins whose time is not over.
+    pub pins: &'a [Pin],
 }
 
-fn has_entry(index: &IndexDocument, digest: &Digest) -> bool {
+/// The rows of the table. Gives the pins that go along.
+pub(super) fn check(
+    targets: &[Target],
+    holders: &Holders<'_>,
+    options: &DeleteOptions,
+) -> Result<Vec<Digest>, Conflict> {
+    let mut unpinned = Vec::new();
+    for target in targets {
+        let by_digest = matches!(target.selector, Selector::Digest(_));
+        let (at, pins) = holders.of(&target.digest);
+        let selector = target.selector.clone();
+        match (by_digest, at.is_empty(), pins.first(), options.force) {
+            (true, false, ..) => return Err(Conflict::DigestMounted { selector, at }),
+            (false, false, _, false) => return Err(Conflict::Mounted { selector, at }),
+            (true, true, _, false) if target.tags.len() > 1 => {
+                return Err(Conflict::SeveralTags { selector, tags: target.tags.clone() });
+            }
+            (_, _, Some(pin), false) => return Err(Conflict::Pinned { selector, pin: Box::new((*pin).clone()) }),
+            _ => unpinned.extend(pins.iter().map(|pin| pin.digest)),
+        }
+    }
+    Ok(unpinned)
+}
+
+impl Holders<'_> {
+    /// The mounts and pins of an image, or of any image under an index; none while it keeps a name.
+    fn of(&self, digest: &Digest) -> (Vec<MountedAt>, Vec<&Pin>) {
+        if has_entry(self.edited, digest) {
+            return (Vec::new(), Vec::new());
+        }
+        let family = self.graph.map_or_else(|| vec![*digest], |graph| graph.family(digest));
+        let nameless = |pin: &&Pin| family.contains(&pin.digest) && !has_entry(self.edited, &pin.digest);
+        (mounts_of(&family, self.leases), self.pins.iter().filter(nameless).collect())
+    }
+}
+
+pub(super) fn has_entry(index: &IndexDocument, digest: &Digest) -> bool {
     index.entries().iter().any(|entry| entry.descriptor.digest == DescriptorDigest::Sha256(*digest))
 }
 
-/// The live mounts of a manifest, or of any manifest under an index.
-fn mounts_of(digest: &Digest, graph: Option<&ImageGraph>, leases: &[LeaseState]) -> Vec<MountedAt> {
-    let family = graph.map_or_else(|| vec![*digest], |graph| graph.family(digest));
+/// The live mounts of these manifests.
+fn mounts_of(family: &[Digest], leases: &[LeaseState]) -> Vec<MountedAt> {
     let live = leases.iter().filter(|lease| lease.live).filter_map(|lease| lease.record.as_ref());
     let mounts = live.filter(|record| record.kind == LeaseKind::Mount);
     mounts

@@ -4,11 +4,12 @@
 //! next collection frees.
 
 mod conflict;
+mod parents;
 mod request;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
-use hashbrown::HashSet;
+use conflict::Holders;
 
 pub use conflict::{Conflict, MountedAt};
 pub use request::{DeleteError, DeleteOptions, Target};
@@ -19,7 +20,7 @@ use crate::{
     graph::{ImageGraph, Root, RootOrigin, walk},
     name::{Digest, Selector},
     observe::Observer,
-    store::{Store, StoreError},
+    store::{LeaseState, Pin, Store, StoreError},
 };
 
 /// A deletion that has been decided and not yet begun.
@@ -28,6 +29,8 @@ pub struct DeletePlan {
     targets: Vec<Target>,
     edited: IndexDocument,
     scope: HashSet<Digest>,
+    unpinned: Vec<Digest>,
+    graph: Option<ImageGraph>,
     options: DeleteOptions,
 }
 
@@ -54,20 +57,29 @@ pub struct KeptBytes {
 }
 
 impl DeletePlan {
-    /// Decides. Writes nothing; fails with the first conflict that nobody has overridden.
-    pub fn new(store: &Store, selectors: &[Selector], options: DeleteOptions) -> Result<Self, DeleteError> {
-        if let (Some(shared), false) = (store.shared_blobs(), options.keep_blobs) {
-            return Err(GcError::SharedBlobs(shared.into()).into());
+    /// Decides. Writes nothing; fails with the first conflict that nobody has overridden. Pins whose time was over at
+    /// `now_seconds` are none.
+    pub fn new(
+        store: &Store,
+        selectors: &[Selector],
+        options: DeleteOptions,
+        now_seconds: i64,
+    ) -> Result<Self, DeleteError> {
+        if !options.keep_blobs {
+            gc::check_collectable(store)?;
         }
         let index = store.index()?;
-        let targets = request::resolve(index.document(), selectors, &options)?;
-        let places: Vec<usize> = targets.iter().flat_map(|target| target.places.iter().copied()).collect();
+        let mut targets = request::resolve(index.document(), selectors, &options)?;
+        let places = places_of(&targets);
         let edited = index.document().without(&places);
         let leases = store.leases()?;
-        let whole = walk(store, Root::of_index(index.document()));
-        let whole_is_known = whole.is_ok();
-        let graph = match whole {
-            Ok(graph) => Some(graph),
+        let pins: Vec<Pin> = store.pins()?.into_iter().filter(|pin| !pin.is_over(now_seconds)).collect();
+        let mut complete = false;
+        let graph = match walk(store, Root::of_index(index.document())) {
+            Ok(graph) => {
+                complete = true;
+                Some(graph)
+            }
             // Only names go, so what else cannot be read does not matter.
             Err(_) if options.keep_blobs => graph_of_targets(store, index.document(), &places),
             Err(cause) => {
@@ -75,12 +87,18 @@ impl DeletePlan {
                 graph_of_targets(store, index.document(), &places)
             }
         };
-        conflict::check(&targets, &edited, graph.as_ref(), &leases, &options)?;
-        let scope = match graph.filter(|_| whole_is_known) {
-            Some(graph) => needed_in(&graph, &places),
-            None => needed_by(store, index.document(), &targets),
+        let holders = Holders { edited: &edited, graph: graph.as_ref(), leases: &leases, pins: &pins };
+        let unpinned = conflict::check(&targets, &holders, &options)?;
+        if let (Some(graph), true, false) = (&graph, complete, options.no_prune) {
+            let held = held(&leases, &pins);
+            targets.extend(parents::parents(store, index.document(), &edited, graph, &targets, &held));
+        }
+        let edited = index.document().without(&places_of(&targets));
+        let scope = match &graph {
+            Some(graph) if complete => needed_in(graph, &places_of(&targets)),
+            _ => needed_by(store, index.document(), &targets),
         };
-        Ok(Self { targets, edited, scope, options })
+        Ok(Self { targets, edited, scope, unpinned, graph, options })
     }
 
     /// What is to be untagged.
@@ -95,7 +113,8 @@ impl DeletePlan {
         now_seconds: i64,
         watch: &dyn Observer,
     ) -> Result<(GcPlan, Vec<KeptBytes>), GcError> {
-        let mut facts = Facts::gather(store, Roots::Supposed(&self.edited), now_seconds, watch)?;
+        let roots = Roots::Supposed { index: &self.edited, unpinned: &self.unpinned };
+        let mut facts = Facts::gather(store, roots, now_seconds, watch)?;
         facts.released.extend(&self.scope);
         let kept = kept(&facts.marks.graph, &self.scope, &facts);
         Ok((gc::plan(facts, self.policy(), now_seconds), kept))
@@ -104,6 +123,9 @@ impl DeletePlan {
     /// Untags, then frees what nothing else needs.
     pub fn apply(self, store: &Store, now_seconds: i64, watch: &dyn Observer) -> Result<DeleteReport, DeleteError> {
         self.untag(store)?;
+        for digest in &self.unpinned {
+            store.unpin(digest)?;
+        }
         let mut report =
             DeleteReport { untagged: Vec::new(), freed: GcReport::default(), kept: Vec::new(), evidence: Vec::new() };
         if !self.options.keep_blobs {
@@ -113,8 +135,10 @@ impl DeletePlan {
         Ok(report)
     }
 
+    /// Takes the names away, if everything is still as it was decided on, leases included: mounting waits for the lock.
     fn untag(&self, store: &Store) -> Result<(), DeleteError> {
-        let guard = store.lock_shared()?;
+        let guard = store.lock_exclusive()?;
+        let leases = store.leases()?;
         let wanted: Vec<(Selector, Digest)> =
             self.targets.iter().map(|target| (target.selector.clone(), target.digest)).collect();
         store.remove_entries(&guard, |index| -> Result<_, DeleteError> {
@@ -128,7 +152,11 @@ impl DeletePlan {
             if !same || places(&now) != places(&self.targets) {
                 return Err(DeleteError::Changed);
             }
-            Ok(now.into_iter().flat_map(|target| target.places).collect())
+            let places: Vec<usize> = now.iter().flat_map(|target| target.places.iter().copied()).collect();
+            let edited = index.without(&places);
+            let holders = Holders { edited: &edited, graph: self.graph.as_ref(), leases: &leases, pins: &[] };
+            conflict::check(&now, &holders, &self.options)?;
+            Ok(places)
         })
     }
 
@@ -151,6 +179,16 @@ impl DeletePlan {
     fn policy(&self) -> Policy {
         Policy { scope: Scope::Only(self.scope.clone()), ..Policy::default() }
     }
+}
+
+fn places_of(targets: &[Target]) -> Vec<usize> {
+    targets.iter().flat_map(|target| target.places.iter().copied()).collect()
+}
+
+/// The images that are mounted or pinned.
+fn held(leases: &[LeaseState], pins: &[Pin]) -> HashSet<Digest> {
+    let live = leases.iter().filter(|lease| lease.live).filter_map(|lease| lease.record.as_ref());
+    live.filter_map(|record| record.manifest).chain(pins.iter().map(|pin| pin.digest)).collect()
 }
 
 /// The graph of what is to go, so that a mounted child of it is seen where something else cannot be read.
@@ -206,7 +244,7 @@ enum RootOrder {
 impl RootOrder {
     fn of(origin: &RootOrigin) -> Self {
         match origin {
-            RootOrigin::Entry(..) => Self::Entry,
+            RootOrigin::Entry(..) | RootOrigin::Elsewhere(..) => Self::Entry,
             RootOrigin::Lease(_) | RootOrigin::Pin(_) | RootOrigin::Process(..) => Self::Other,
         }
     }

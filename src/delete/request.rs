@@ -17,6 +17,8 @@ pub struct DeleteOptions {
     pub all: bool,
     /// Untag only; a later collection frees.
     pub keep_blobs: bool,
+    /// Base images without a name that only a deleted one was built on stay.
+    pub no_prune: bool,
 }
 
 /// Why nothing, or not all, was deleted.

@@ -1,11 +1,18 @@
 //! `pfs ls`: every entry of the index, with its size and what deleting it would give back.
+//!
+//! One pass over the store: what refers to what is walked once, and every row looks its facts up.
 
-use super::ExplainError;
+use std::collections::{HashMap, HashSet};
+
+use super::{
+    ExplainError,
+    entries::{RowState, readable, state},
+};
 use crate::{
     format::{DescriptorDigest, IndexEntry},
-    graph::{ImageGraph, NodeKind, RefCounts, Root, WalkError, walk},
+    graph::{ImageGraph, Root, dangling},
     name::{Digest, Tag},
-    store::{Inventory, LeaseKind, LeaseState, Store},
+    store::{Inventory, LeaseKind, Store},
 };
 
 /// The entries of a store's index.
@@ -28,38 +35,26 @@ pub struct ListingRow {
     pub state: RowState,
     /// How many live mounts stand on it, or on an image under it.
     pub mounts: u64,
+    /// How many pins are on it, or on an image under it.
+    pub pins: u64,
+    /// Whether it has no name, is in no index that has one, and is neither mounted nor pinned.
+    pub dangling: bool,
     /// When its manifest came into the store, in seconds since 1970, as the file system has it.
     pub created_seconds: Option<i64>,
 }
 
-/// What is known of an entry.
-#[derive(Debug)]
-pub enum RowState {
-    /// Everything that it needs is known.
-    Known {
-        /// What it is: "image", "index", ...
-        kind: &'static str,
-        /// The bytes of all blobs that it needs and that are there.
-        size: u64,
-        /// The bytes that only it needs: what deleting it gives back.
-        unique: u64,
-        /// How many blobs that it needs are not there.
-        missing: u64,
-    },
-    /// It cannot be read.
-    Broken(WalkError),
-}
-
-/// Lists the entries. Entries that cannot be read are listed as broken, and the sums are those of the others.
-pub fn listing(store: &Store) -> Result<Listing, ExplainError> {
+/// Lists the entries. Entries that cannot be read are listed as broken, and the sums are those of the others. Pins whose
+/// time was over at `now_seconds` do not count.
+pub fn listing(store: &Store, now_seconds: i64) -> Result<Listing, ExplainError> {
     let index = store.index()?;
     let inventory = store.inventory()?;
-    let leases = store.leases()?;
+    let holds = Holds::of(store, now_seconds)?;
     let roots = Root::of_index(index.document());
     let (graph, mut broken) = readable(store, &roots);
     let counts = graph.root_counts();
+    let dangling = dangling(index.document(), &graph, &holds.digests());
     let mut nodes = graph.roots().iter().map(|(_, node)| *node);
-    let rows = index.document().entries().iter().zip(&mut broken).map(|(entry, broken)| {
+    let rows = index.document().entries().iter().zip(&mut broken).enumerate().map(|(place, (entry, broken))| {
         let state = match broken.take() {
             Some(error) => RowState::Broken(error),
             None => {
@@ -67,75 +62,60 @@ pub fn listing(store: &Store) -> Result<Listing, ExplainError> {
                 state(&graph, node, &counts, &inventory)
             }
         };
-        row(entry, state, &graph, &inventory, &leases)
+        row(entry, state, dangling.binary_search(&place).is_ok(), &graph, &inventory, &holds)
     });
     let rows = rows.collect();
     let stored_bytes = inventory.blobs.iter().map(|(_, stat)| stat.size).sum();
     Ok(Listing { rows, stored_bytes })
 }
 
-/// The graph of all roots that can be read, and for each root why it cannot.
-fn readable(store: &Store, roots: &[Root]) -> (ImageGraph, Vec<Option<WalkError>>) {
-    if let Ok(graph) = walk(store, roots.to_vec()) {
-        return (graph, roots.iter().map(|_| None).collect());
+/// What is mounted and pinned, by manifest.
+struct Holds {
+    mounts: HashMap<Digest, u64>,
+    pins: HashMap<Digest, u64>,
+}
+
+impl Holds {
+    fn of(store: &Store, now_seconds: i64) -> Result<Self, ExplainError> {
+        let leases = store.leases()?;
+        let live = leases.iter().filter(|lease| lease.live).filter_map(|lease| lease.record.as_ref());
+        let mounts = live.filter(|record| record.kind == LeaseKind::Mount).filter_map(|record| record.manifest);
+        let pins = store.pins()?.into_iter().filter(|pin| !pin.is_over(now_seconds)).map(|pin| pin.digest);
+        Ok(Self { mounts: counted(mounts), pins: counted(pins) })
     }
-    let broken: Vec<_> = roots.iter().map(|root| walk(store, vec![root.clone()]).err()).collect();
-    let sound = roots.iter().zip(&broken).filter(|(_, broken)| broken.is_none()).map(|(root, _)| root.clone());
-    match walk(store, sound.collect()) {
-        Ok(graph) => (graph, broken),
-        // Each alone can be read and all together cannot: something changes right now.
-        Err(error) => (ImageGraph::default(), all_broken(&error, broken)),
+
+    fn digests(&self) -> HashSet<Digest> {
+        self.mounts.keys().chain(self.pins.keys()).copied().collect()
     }
 }
 
-fn all_broken(error: &WalkError, broken: Vec<Option<WalkError>>) -> Vec<Option<WalkError>> {
-    let changing = || WalkError::changing(error.to_string());
-    broken.into_iter().map(|known| Some(known.unwrap_or_else(changing))).collect()
-}
-
-fn state(graph: &ImageGraph, node: usize, counts: &RefCounts, inventory: &Inventory) -> RowState {
-    let (mut size, mut unique, mut missing) = (0, 0, 0);
-    for blob in graph.closure(&[node]).0 {
-        match inventory.get(&graph.digest(blob)) {
-            Some(stat) => {
-                size += stat.size;
-                unique += if counts.of(blob) == 1 { stat.size } else { 0 };
-            }
-            None => missing += 1,
-        }
-    }
-    let kind = match graph.nodes()[node].kind {
-        NodeKind::Index => "index",
-        NodeKind::Manifest(Some(_)) | NodeKind::Rootfs => "puzzlefs",
-        NodeKind::Manifest(None) => "image",
-        NodeKind::Opaque | NodeKind::Absent => "unknown",
-    };
-    RowState::Known { kind, size, unique, missing }
+fn counted(digests: impl Iterator<Item = Digest>) -> HashMap<Digest, u64> {
+    let mut counts = HashMap::new();
+    digests.for_each(|digest| *counts.entry(digest).or_default() += 1);
+    counts
 }
 
 fn row(
     entry: &IndexEntry,
     state: RowState,
+    dangling: bool,
     graph: &ImageGraph,
     inventory: &Inventory,
-    leases: &[LeaseState],
+    holds: &Holds,
 ) -> ListingRow {
     let (digest, own) = match &entry.descriptor.digest {
         DescriptorDigest::Sha256(digest) => (digest.to_oci(), Some(*digest)),
         DescriptorDigest::Other(text) => (text.clone(), None),
     };
+    let family = own.map_or_else(Vec::new, |own| graph.family(&own));
+    let sum = |counts: &HashMap<Digest, u64>| family.iter().filter_map(|digest| counts.get(digest)).sum();
     ListingRow {
         tag: entry.tag.clone(),
         digest,
         state,
-        mounts: own.map_or(0, |own| mounts_on(&own, graph, leases)),
+        mounts: sum(&holds.mounts),
+        pins: sum(&holds.pins),
+        dangling,
         created_seconds: own.and_then(|own| inventory.get(&own)).map(|stat| stat.newest_seconds),
     }
-}
-
-fn mounts_on(digest: &Digest, graph: &ImageGraph, leases: &[LeaseState]) -> u64 {
-    let family = graph.family(digest);
-    let live = leases.iter().filter(|lease| lease.live).filter_map(|lease| lease.record.as_ref());
-    let mounts = live.filter(|record| record.kind == LeaseKind::Mount).filter_map(|record| record.manifest);
-    mounts.filter(|manifest| manifest == digest || family.contains(manifest)).count() as u64
 }

@@ -13,6 +13,8 @@ use crate::name::{Digest, DigestError, MediaKind, Tag};
 
 /// The annotation that holds the tag of an index entry: OCI image specification 1.1, "Pre-Defined Annotation Keys".
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Where containerd keeps the full name of an image that it exports.
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
 
 /// What an index or manifest says of a blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +54,8 @@ pub struct IndexEntry {
     pub descriptor: Descriptor,
     /// Its name; `None` for an entry without one, which is a root all the same.
     pub tag: Option<Tag>,
+    /// Whether somebody has given it a name: a tag, one that is no tag of ours, or one of containerd's.
+    pub named: bool,
     /// What it is for, where it says so.
     pub platform: Option<Platform>,
     span: Range<usize>,
@@ -141,6 +145,11 @@ impl IndexDocument {
         &self.entries
     }
 
+    /// The JSON text of the entry at a place, as it stands there.
+    pub fn entry_text(&self, place: usize) -> &str {
+        &self.text[self.entries[place].span.clone()]
+    }
+
     /// The text, as it was read or edited.
     pub fn bytes(&self) -> &[u8] {
         self.text.as_bytes()
@@ -201,7 +210,8 @@ fn entry(at: usize, span: Range<usize>, raw: &RawValue) -> Result<IndexEntry, Fo
         |source: serde_json::Error| FormatError::Document { what: WHAT, problem: format!("entry {at}: {source}") };
     let descriptor: RawDescriptor<'_> = serde_json::from_str(raw.get()).map_err(json)?;
     let names: RawNames = serde_json::from_str(raw.get()).map_err(json)?;
-    let name = names.annotations.as_ref().and_then(|annotations| annotations.get(REF_NAME)?.as_str());
+    let annotations = names.annotations.unwrap_or_default();
+    let name = annotations.get(REF_NAME).and_then(serde_json::Value::as_str);
     Ok(IndexEntry {
         descriptor: Descriptor {
             digest: descriptor.digest(|| format!("entry {at} of index.json"))?,
@@ -209,6 +219,7 @@ fn entry(at: usize, span: Range<usize>, raw: &RawValue) -> Result<IndexEntry, Fo
             size: descriptor.size,
         },
         tag: name.and_then(|name| name.parse().ok()),
+        named: [REF_NAME, CONTAINERD_NAME].iter().any(|key| annotations.contains_key(*key)),
         platform: names.platform,
         span,
     })

@@ -67,7 +67,7 @@ pub struct Device {
 }
 
 /// One layer: inodes that hide those of the same number in the layers under it.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Layer {
     inodes: Vec<InodeRecord>,
     entries: Vec<EntryRecord>,
@@ -77,7 +77,7 @@ pub struct Layer {
     digests: Vec<ChunkId>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct InodeRecord {
     ino: u64,
     uid: u32,
@@ -87,7 +87,7 @@ struct InodeRecord {
     xattrs: Range<u32>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum KindRecord {
     Unknown,
     Fifo,
@@ -100,14 +100,14 @@ enum KindRecord {
     Whiteout,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct EntryRecord {
     ino: u64,
     name_start: u32,
     name_len: u8,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct ChunkRecord {
     pub(super) end: u64,
     pub(super) offset: u64,
@@ -115,7 +115,7 @@ pub(super) struct ChunkRecord {
     pub(super) compressed: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct XattrRecord {
     key: Range<u32>,
     value: Range<u32>,
@@ -572,5 +572,24 @@ impl LayerBuilder {
     fn range(&self, ino: u64, start: usize, end: usize) -> Result<Range<u32>, FormatError> {
         let end = u32::try_from(end).map_err(|_| self.problem(ino, "the layer has over 4 GiB of names or entries"))?;
         Ok(u32::try_from(start).expect("the start is not after the end")..end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stretch_of_no_bytes_names_its_chunk_and_is_no_piece() {
+        let chunk = |name: &[u8]| ChunkId(Digest::of(name));
+        let blob = |name: &[u8]| BlobRef { chunk: chunk(name), offset: 0, compressed: false };
+        let mut pieces = [Ok((blob(b"some"), 9)), Ok((blob(b"none"), 0))].into_iter();
+        let draft = InodeDraft { ino: 2, uid: 0, gid: 0, permissions: 0, xattrs: &mut std::iter::empty() };
+        let mut builder = LayerBuilder::new(0);
+        builder.push(draft, KindDraft::File(&mut pieces)).unwrap();
+        let layer = builder.finish().unwrap();
+        assert_eq!(layer.chunks(), [chunk(b"some"), chunk(b"none")]);
+        let Some(Kind::File(map)) = layer.inode(2).map(|inode| inode.kind()) else { panic!("no file") };
+        assert_eq!((map.size(), map.len()), (9, 1));
     }
 }

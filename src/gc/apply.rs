@@ -105,10 +105,10 @@ impl<'s> Run<'s> {
         }
     }
 
-    /// Marks that were up to date a moment ago. Other programs do not know the lock, so they may have changed the index
-    /// since the last batch.
+    /// Marks that were up to date a moment ago. Other programs do not know the lock, so they may have changed the index, or
+    /// mounted an image, since the last batch.
     fn refresh(&mut self) -> Result<(), GcError> {
-        while !self.marks.are_current(self.store)? {
+        while !self.marks.are_current(self.store)? || !self.marks.processes_are_current(self.store) {
             self.remark()?;
         }
         Ok(())
@@ -148,7 +148,7 @@ impl<'s> Run<'s> {
     fn hold(&mut self, moved: Vec<QuarantinedBlob>) -> Result<(), GcError> {
         for blob in moved {
             if self.marks.needs(&blob.digest) {
-                self.store.restore(&blob)?;
+                self.report.freed_bytes += self.store.restore(&blob)?;
                 self.report.restored.push(blob.digest);
             } else {
                 self.report.held.push(blob.digest);
@@ -181,7 +181,7 @@ impl<'s> Run<'s> {
             let turn = Turn::begin();
             while let Some(blob) = left.next_if(|_| turn.goes_on()) {
                 if self.marks.needs(&blob.digest) {
-                    self.store.restore(blob)?;
+                    self.report.freed_bytes += self.store.restore(blob)?;
                     self.report.restored.push(blob.digest);
                 } else {
                     self.report.freed_bytes += self.store.purge(&guard, blob)?;

@@ -1,8 +1,6 @@
 //! What the collector knows when it plans.
 
-use std::path::PathBuf;
-
-use hashbrown::HashSet;
+use std::{collections::HashSet, path::PathBuf};
 
 use crate::{
     format::{DescriptorDigest, IndexDocument, references_in_text},
@@ -10,8 +8,8 @@ use crate::{
     name::{Digest, MediaKind},
     observe::{Event, Observer},
     store::{
-        ForeignTraces, Inventory, LeaseKind, LeaseRecord, LeaseState, ProcessEvidence, QuarantinedBlob, StalePins,
-        StaleStaging, Store, StoreError,
+        ForeignTraces, IndexSnapshot, Inventory, LeaseKind, LeaseRecord, LeaseState, Pin, ProcessEvidence,
+        QuarantinedBlob, StalePins, StaleStaging, Store, StoreError,
     },
 };
 
@@ -22,9 +20,23 @@ pub enum GcError {
     /// Something that a root needs cannot be read, so what else it needs is unknown.
     #[error("nothing was freed, because not everything that is needed is known: {0}")]
     Incomplete(#[source] WalkError),
-    /// The blob directory is a symbolic link: other layouts may use it, and their roots are not known.
-    #[error("{} is reached through a symbolic link, so other layouts may use it; nothing was freed", .0.display())]
-    SharedBlobs(PathBuf),
+    /// The blob directory is reached through a symbolic link or a bind mount: other layouts may use it, and nobody has said
+    /// which.
+    #[error("{} is shared, and not every layout that uses it is known{}; nothing was freed", blobs.display(), known_layouts(known))]
+    SharedBlobs {
+        /// Where the blobs really are.
+        blobs: PathBuf,
+        /// The layouts that are known to use it.
+        known: Vec<PathBuf>,
+    },
+    /// Another program manages the directory and collects it itself.
+    #[error("{} is managed by {by}, which collects it itself; nothing was freed", store.display())]
+    Managed {
+        /// The layout.
+        store: PathBuf,
+        /// Who.
+        by: &'static str,
+    },
     /// A mount has its lease and has not yet said what it needs.
     #[error("a mount is being set up (lease {0}); nothing was freed")]
     MountPending(String),
@@ -40,6 +52,26 @@ pub enum GcError {
     /// The store could not be read or changed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+fn known_layouts(known: &[PathBuf]) -> String {
+    let names: Vec<_> = known.iter().map(|path| path.display().to_string()).collect();
+    if names.is_empty() { String::new() } else { format!(" (known: {})", names.join(", ")) }
+}
+
+/// Fails where blobs must not be collected, whatever is needed: with another program's, and with those of layouts that are
+/// not known.
+pub fn check_collectable(store: &Store) -> Result<(), GcError> {
+    if let Some(by) = store.manager() {
+        return Err(GcError::Managed { store: store.path().into(), by });
+    }
+    let Some(blobs) = store.shared_blobs() else { return Ok(()) };
+    if store.sharing_is_known()? {
+        return Ok(());
+    }
+    let mut known = vec![store.path().to_path_buf()];
+    known.extend(store.other_layouts()?.iter().map(|other| other.path().to_path_buf()));
+    Err(GcError::SharedBlobs { blobs: blobs.into(), known })
 }
 
 /// Everything that a plan is made from.
@@ -79,6 +111,13 @@ struct Stamp {
     index: Digest,
     leases: Vec<(String, Option<LeaseRecord>, usize)>,
     pins: Vec<Digest>,
+    others: Vec<(PathBuf, Digest)>,
+}
+
+/// The indexes of the other layouts that use the same blobs.
+fn other_indexes(store: &Store) -> Result<Vec<(PathBuf, IndexSnapshot)>, GcError> {
+    let others = store.other_layouts()?.into_iter();
+    others.map(|other| Ok((other.path().to_path_buf(), other.index()?))).collect()
 }
 
 /// The index to take the roots from.
@@ -87,15 +126,18 @@ pub enum Roots<'i> {
     /// The one on disk.
     Current,
     /// An edited one that is not on disk: for plans that are only looked at.
-    Supposed(&'i IndexDocument),
+    Supposed {
+        /// The index.
+        index: &'i IndexDocument,
+        /// The pins that would have been taken back.
+        unpinned: &'i [Digest],
+    },
 }
 
 impl Facts {
     /// Gathers the facts. Writes nothing. Fails if anything that a root needs cannot be read.
     pub fn gather(store: &Store, roots: Roots<'_>, now_seconds: i64, watch: &dyn Observer) -> Result<Self, GcError> {
-        if let Some(shared) = store.shared_blobs() {
-            return Err(GcError::SharedBlobs(shared.into()));
-        }
+        check_collectable(store)?;
         watch.event(Event::Phase("reading what every image needs"));
         let marks = Marks::gather(store, roots, now_seconds)?;
         watch.event(Event::Phase("listing blobs"));
@@ -103,7 +145,10 @@ impl Facts {
         let quarantined = store.quarantined()?;
         let stale = store.stale_staging()?;
         let stale_pins = store.stale_pins()?;
-        let traces = store.foreign_traces()?;
+        let mut traces = store.foreign_traces()?;
+        for other in store.other_layouts()? {
+            traces.extend(other.foreign_traces()?);
+        }
         let released = released(store, &marks)?;
         Ok(Self { marks, inventory, quarantined, stale, stale_pins, traces, released })
     }
@@ -115,21 +160,29 @@ impl Marks {
         let index = store.index()?;
         let leases = store.leases()?;
         let pins = store.pins()?;
-        let stamp = Stamp::of(&index.digest(), &leases, pins.iter().map(|pin| pin.digest).collect());
-        let mut graph_roots = match roots {
-            Roots::Current => Root::of_index(index.document()),
-            Roots::Supposed(document) => Root::of_index(document),
+        let others = other_indexes(store)?;
+        let stamp = Stamp::of(&index.digest(), &others, &leases, &pins);
+        let (document, unpinned): (_, &[Digest]) = match roots {
+            Roots::Current => (index.document(), &[]),
+            Roots::Supposed { index, unpinned } => (index, unpinned),
         };
+        let mut graph_roots = Root::of_index(document);
+        for (layout, index) in &others {
+            graph_roots.extend(Root::of_other_index(layout, index.document()));
+        }
         for lease in leases.iter().filter(|lease| lease.live) {
             graph_roots.extend(lease_roots(lease)?);
         }
-        graph_roots.extend(pins.iter().filter(|pin| !pin.is_over(now_seconds)).map(|pin| Root {
+        let stands = |pin: &&Pin| !pin.is_over(now_seconds) && !unpinned.contains(&pin.digest);
+        graph_roots.extend(pins.iter().filter(stands).map(|pin| Root {
             origin: RootOrigin::Pin(pin.tag.clone().unwrap_or_else(|| pin.digest.short())),
             digest: DescriptorDigest::Sha256(pin.digest),
             kind: MediaKind::of(&pin.media_type),
         }));
         let owners: Vec<u32> = live_records(&leases).map(|record| record.pid).collect();
-        let processes = store.process_evidence(&[store.path().into()], &owners);
+        let mut layouts = vec![store.path().to_path_buf()];
+        layouts.extend(others.iter().map(|(layout, _)| layout.clone()));
+        let processes = store.process_evidence(&layouts, &owners);
         graph_roots.extend(process_roots(store, &processes));
         let graph = walk(store, graph_roots).map_err(GcError::Incomplete)?;
         let claims = leases.iter().filter(|lease| lease.live).flat_map(|lease| lease.claims.iter().copied()).collect();
@@ -141,8 +194,14 @@ impl Marks {
         if store.index_digest()? != self.stamp.index {
             return Ok(false);
         }
-        let pins = store.pins()?.iter().map(|pin| pin.digest).collect();
-        Ok(Stamp::of(&self.stamp.index, &store.leases()?, pins) == self.stamp)
+        let others = other_indexes(store)?;
+        Ok(Stamp::of(&self.stamp.index, &others, &store.leases()?, &store.pins()?) == self.stamp)
+    }
+
+    /// Whether no process has taken up a blob of the store that was not known to be needed.
+    pub fn processes_are_current(&self, store: &Store) -> bool {
+        let now = store.process_evidence(&[], &[]);
+        now.processes.iter().flat_map(|process| &process.blobs).all(|blob| self.needs(blob))
     }
 
     /// Whether a root or a claim needs this blob.
@@ -152,10 +211,12 @@ impl Marks {
 }
 
 impl Stamp {
-    fn of(index: &Digest, leases: &[LeaseState], pins: Vec<Digest>) -> Self {
+    fn of(index: &Digest, others: &[(PathBuf, IndexSnapshot)], leases: &[LeaseState], pins: &[Pin]) -> Self {
+        let others = others.iter().map(|(layout, index)| (layout.clone(), index.digest())).collect();
+        let pins = pins.iter().map(|pin| pin.digest).collect();
         let live = leases.iter().filter(|lease| lease.live);
         let leases = live.map(|lease| (lease.id.clone(), lease.record.clone(), lease.claims.len()));
-        Self { index: *index, leases: leases.collect(), pins }
+        Self { index: *index, others, leases: leases.collect(), pins }
     }
 }
 

@@ -1,8 +1,6 @@
 //! The plan: a verdict for every blob, with its reason. A pure function of facts, policy and time.
 
-use std::collections::HashMap;
-
-use hashbrown::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::{
     Facts, Marks,
@@ -142,6 +140,8 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
         match verdict {
             Verdict::Purge => tally.add(&blob.stat),
             Verdict::Wait(_) => condemned.add(&blob.stat),
+            // Somebody has written it anew meanwhile, so one of the two goes.
+            Verdict::Restore if facts.inventory.get(&blob.digest).is_some() => tally.add(&blob.stat),
             _ => {}
         }
         let quarantined = Some(Box::new(blob.clone()));
@@ -190,7 +190,7 @@ fn judge(
         () if facts.marks.graph.needs(digest) => Verdict::Keep(KeepReason::Needed),
         () if facts.marks.claims.contains(digest) => Verdict::Held(vec![Holder::Build]),
         () if facts.released.contains(digest) => Verdict::Condemn,
-        () if age < policy.min_age_seconds => Verdict::Young(age),
+        () if age < policy.min_age_seconds || stat.newest_seconds > now_seconds => Verdict::Young(age),
         () => Verdict::Condemn,
     }
 }
@@ -203,12 +203,11 @@ fn age_seconds(stat: &BlobStat, now_seconds: i64) -> u64 {
 /// The blobs that no entry of the index needs, and some other root does.
 fn held_by_others(marks: &Marks) -> HashMap<Digest, Vec<Holder>> {
     let graph = &marks.graph;
-    let is_entry = |origin: &RootOrigin| matches!(origin, RootOrigin::Entry(..));
     let entries: Vec<usize> =
-        graph.roots().iter().filter(|(root, _)| is_entry(&root.origin)).map(|(_, node)| *node).collect();
+        graph.roots().iter().filter(|(root, _)| root.origin.is_entry()).map(|(_, node)| *node).collect();
     let needed = graph.reach(&entries);
     let mut held: HashMap<Digest, Vec<Holder>> = HashMap::new();
-    for (root, node) in graph.roots().iter().filter(|(root, _)| !is_entry(&root.origin)) {
+    for (root, node) in graph.roots().iter().filter(|(root, _)| !root.origin.is_entry()) {
         let holder = Holder::Root(root.origin.clone());
         for blob in graph.closure(&[*node]).0.iter().filter(|blob| !needed[**blob as usize]) {
             let holders = held.entry(graph.digest(*blob)).or_default();

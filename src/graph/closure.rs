@@ -73,8 +73,14 @@ impl ImageGraph {
 
     /// Per blob, how many roots need it: what is needed by one root only is what removing that root gives back.
     pub fn root_counts(&self) -> RefCounts {
+        let nodes: Vec<usize> = self.roots().iter().map(|(_, node)| *node).collect();
+        self.counts_from(&nodes)
+    }
+
+    /// Per blob, how many of these nodes need it, directly or through others.
+    pub fn counts_from(&self, nodes: &[usize]) -> RefCounts {
         let mut counts = vec![0; self.len()];
-        for (_, node) in self.roots() {
+        for node in nodes {
             self.closure(&[*node]).0.iter().for_each(|blob| counts[*blob as usize] += 1);
         }
         RefCounts(counts)

@@ -4,12 +4,14 @@
 //! a collector frees. The one thing that may be missing is a child of an index or a subject, which OCI allows.
 
 mod closure;
+mod dangling;
 mod image;
 mod references;
 mod source;
 mod walk;
 
 pub use closure::{Closure, RefCounts};
+pub use dangling::dangling;
 pub use image::{ImageError, LoadedImage, Picked, load_image, pick};
 pub use references::{Blobs, Form, Reference, References, Role, Shape};
 pub use source::{Afresh, BlobSource, DocumentProblem};

@@ -3,7 +3,10 @@
 //! Media types say which reader comes first, the content says what is followed: a document in the place of a manifest
 //! is followed through every list it has. What is of an unknown type and begins like JSON is searched for digests.
 
-use std::fmt;
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use hashbrown::{HashMap, HashSet};
 
@@ -34,6 +37,8 @@ pub struct Root {
 pub enum RootOrigin {
     /// An entry of the index, by its place, and its tag if it has one.
     Entry(usize, Option<Tag>),
+    /// An entry of the index of another layout that uses the same blobs, by its path; and its tag if it has one.
+    Elsewhere(PathBuf, Option<Tag>),
     /// A live lease, by its name.
     Lease(String),
     /// A pin that a person has made, by the tag or digest that was pinned.
@@ -47,6 +52,8 @@ impl fmt::Display for RootOrigin {
         match self {
             Self::Entry(_, Some(tag)) => write!(f, "tag {tag}"),
             Self::Entry(place, None) => write!(f, "index entry {place}, which has no tag"),
+            Self::Elsewhere(layout, Some(tag)) => write!(f, "tag {tag} of {}", layout.display()),
+            Self::Elsewhere(layout, None) => write!(f, "an entry without a tag of {}", layout.display()),
             Self::Lease(id) => write!(f, "lease {id}"),
             Self::Pin(name) => write!(f, "pin {name}"),
             Self::Process(pid, name) => write!(f, "process {pid} ({name})"),
@@ -65,6 +72,24 @@ impl Root {
                 kind: entry.descriptor.kind(),
             })
             .collect()
+    }
+}
+
+impl Root {
+    /// The roots that the entries of another layout's index are.
+    pub fn of_other_index(layout: &Path, index: &IndexDocument) -> Vec<Self> {
+        let elsewhere = |root: Self| match root.origin {
+            RootOrigin::Entry(_, tag) => Self { origin: RootOrigin::Elsewhere(layout.into(), tag), ..root },
+            _ => root,
+        };
+        Self::of_index(index).into_iter().map(elsewhere).collect()
+    }
+}
+
+impl RootOrigin {
+    /// Whether it is an entry of an index, here or elsewhere.
+    pub fn is_entry(&self) -> bool {
+        matches!(self, Self::Entry(..) | Self::Elsewhere(..))
     }
 }
 

@@ -35,6 +35,9 @@ pub struct Published {
     pub replaced: Option<Digest>,
 }
 
+const RESERVE: &str = "reserve";
+const BLOCK_BYTES: usize = 4096;
+
 impl Store {
     /// Begins a build that will be published as `tag`.
     pub fn begin_build(&self, tag: &Tag) -> Result<BuildSession<'_>, StoreError> {
@@ -80,10 +83,12 @@ impl BuildSession<'_> {
     ) -> Result<Published, StoreError> {
         let digest = self.put(manifest)?.digest;
         self.staging.sync_filesystem()?;
+        let entry = entry(&digest, manifest.len() as u64);
         let guard = self.store.lock_shared()?;
+        self.reserve_for_index(entry.len())?;
         self.reveal(&guard)?;
         self.store.blobs.sync()?;
-        let entry = entry(&digest, manifest.len() as u64);
+        self.staging.unlink(RESERVE).at("remove", self.staging.join(RESERVE))?;
         let mut replaced = None;
         self.store.edit_index(&guard, |index| -> Result<_, StoreError> {
             let entries = index.entries().iter().enumerate();
@@ -100,6 +105,14 @@ impl BuildSession<'_> {
 
     fn lease(&self) -> Result<&Lease, StoreError> {
         Ok(self.lease.as_ref().expect("a session has its lease until it is published or dropped"))
+    }
+
+    /// Takes the space that the index and its two notes in the log will need, while a full disk still leaves `blobs/` as it was.
+    fn reserve_for_index(&self, entry_bytes: usize) -> Result<(), StoreError> {
+        let index_bytes = self.store.index()?.document().bytes().len() + entry_bytes;
+        let mut file = self.staging.create_file(RESERVE)?;
+        let reserved = vec![0; 3 * index_bytes.next_multiple_of(BLOCK_BYTES) + 4 * BLOCK_BYTES];
+        file.write_all(&reserved).at("write", self.staging.join(RESERVE))
     }
 
     fn stage(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {

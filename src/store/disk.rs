@@ -168,6 +168,19 @@ impl Dir {
         }
     }
 
+    /// Which mount this directory was reached through; `None` where the kernel does not tell.
+    pub(super) fn mount_id(&self) -> Option<u64> {
+        let stat = rustix::fs::statx(&self.fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok()?;
+        (stat.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(stat.stx_mnt_id)
+    }
+
+    /// Whether these are the facts of this very directory.
+    pub(super) fn is_directory_of(&self, meta: &std::fs::Metadata) -> Result<bool, StoreError> {
+        use std::os::unix::fs::MetadataExt;
+        let own = rustix::fs::fstat(&self.fd).at("read the attributes of", &self.path)?;
+        Ok((own.st_dev, own.st_ino) == (meta.dev(), meta.ino()))
+    }
+
     /// The names in this directory, sorted, all of them or an error.
     pub(super) fn names(&self) -> Result<Vec<Vec<u8>>, StoreError> {
         let entries = rustix::fs::Dir::read_from(&self.fd).at("list", &self.path)?;

@@ -68,6 +68,14 @@ pub enum StoreError {
         /// The index file.
         path: PathBuf,
     },
+    /// The list of other layouts makes no sense.
+    #[error("{}: {problem}", path.display())]
+    Roots {
+        /// The list.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A lease that is held, and that nobody can read: what it protects is not known.
     #[error("the lease {} is held by a process, but its text cannot be read: {problem}", path.display())]
     Lease {

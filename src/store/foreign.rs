@@ -21,6 +21,16 @@ pub struct ForeignTraces {
     pub remote_filesystem: Option<&'static str>,
 }
 
+impl ForeignTraces {
+    /// Adds the traces in another layout that uses the same blobs.
+    pub fn extend(&mut self, other: Self) {
+        self.files.extend(other.files);
+        self.unknown_index_seconds = self.unknown_index_seconds.max(other.unknown_index_seconds);
+        self.lost_entries += other.lost_entries;
+        self.remote_filesystem = self.remote_filesystem.or(other.remote_filesystem);
+    }
+}
+
 /// What belongs to a layout or to us.
 const KNOWN: &[&str] = &["oci-layout", "index.json", "blobs", super::layout::STATE];
 

@@ -73,13 +73,25 @@ impl Store {
     }
 
     /// Takes entries out of the index: those at the places that `choose` finds in it. `choose` may be called several times, when
-    /// other programs write the index meanwhile.
+    /// other programs write the index meanwhile. The lock is exclusive so that nobody mounts what is just being untagged.
     pub fn remove_entries<E: From<StoreError>>(
         &self,
-        held: &SharedGuard<'_>,
+        held: &ExclusiveGuard<'_>,
         mut choose: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
     ) -> Result<(), E> {
         self.edit_index(held, |index| Ok(Some(index.without(&choose(index)?)))).map(|_| ())
+    }
+
+    /// Puts the JSON text of an entry into the index, as the last one, in place of those that `replace` finds in it, which
+    /// may be called several times. The blobs that the entry needs are durable before it is seen.
+    pub fn add_entry<E: From<StoreError>>(
+        &self,
+        held: &SharedGuard<'_>,
+        entry: &str,
+        mut replace: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
+    ) -> Result<(), E> {
+        self.blobs.sync()?;
+        self.edit_index(held, |index| Ok(Some(index.with(entry, &replace(index)?)))).map(|_| ())
     }
 
     /// Replaces the index by what `edit` makes of it: written aside, made durable, then swapped in. What is swapped out

@@ -31,7 +31,7 @@ impl IndexNote {
 impl Store {
     /// Notes what the index holds now, unless the newest note says just that.
     pub fn log_index(&self, snapshot: &IndexSnapshot) -> Result<(), StoreError> {
-        let log = self.state()?.make_sub("index-log")?;
+        let log = self.state()?.make_sub(&self.log_name())?;
         let names = note_names(&log)?;
         let digest = snapshot.digest().to_string();
         if names.last().is_some_and(|newest| newest.ends_with(&digest)) {
@@ -45,10 +45,19 @@ impl Store {
         Ok(())
     }
 
+    /// Layouts that share their blobs share `.pfs`, but not their history.
+    fn log_name(&self) -> String {
+        use std::os::unix::ffi::OsStrExt;
+        match self.has_own_state() {
+            true => "index-log".into(),
+            false => format!("index-log-{}", Digest::of(self.path().as_os_str().as_bytes()).short()),
+        }
+    }
+
     /// The texts in the log that can still be read, newest first. A torn or foreign note is passed over: the log
     /// never authorises keeping or freeing what the indexes themselves do not.
     pub fn index_notes(&self) -> Result<Vec<IndexNote>, StoreError> {
-        let Some(log) = self.existing_state_sub("index-log")? else { return Ok(Vec::new()) };
+        let Some(log) = self.existing_state_sub(&self.log_name())? else { return Ok(Vec::new()) };
         let names = note_names(&log)?;
         let notes = names.iter().rev().filter_map(|name| {
             let bytes = log.read_small(name).ok()?;

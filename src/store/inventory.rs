@@ -8,7 +8,7 @@ use super::{BlobStat, Store, StoreError, disk::describe};
 use crate::name::Digest;
 
 /// Every name in the blob directory.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Inventory {
     /// The blobs, sorted by digest.
     pub blobs: Vec<(Digest, BlobStat)>,

@@ -8,7 +8,13 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{StoreError, disk::Dir, error::At, reference_cache::Memory};
+use super::{
+    StoreError,
+    disk::Dir,
+    error::At,
+    reference_cache::Memory,
+    sharing::{Declared, behind_bind_mount},
+};
 use crate::format::IndexDocument;
 
 /// An open store. Cheap to keep, safe to share between threads.
@@ -20,6 +26,8 @@ pub struct Store {
     pub(super) memory: OnceLock<RwLock<Memory>>,
     state_parent: PathBuf,
     shared_blobs: Option<PathBuf>,
+    pub(super) declared: Declared,
+    noted: OnceLock<()>,
 }
 
 const LAYOUT_FILE: &str = "oci-layout";
@@ -47,14 +55,22 @@ impl Store {
         }
         let root = Dir::open(&path)?;
         let blobs_path = path.join("blobs/sha256");
-        let physical = blobs_path.canonicalize().map_err(|_| not_a_store("it has no blobs/sha256".into()))?;
-        let shared_blobs = (physical != blobs_path).then(|| physical.clone());
-        let blobs = Dir::open(&physical)?;
+        let mut physical = blobs_path.canonicalize().map_err(|_| not_a_store("it has no blobs/sha256".into()))?;
+        let mut blobs = Dir::open(&physical)?;
+        let bind_mounted = blobs.mount_id() != Dir::open(physical.parent().unwrap_or(&physical))?.mount_id()
+            || Dir::open(&path.join("blobs"))?.mount_id() != root.mount_id();
+        if let Some(behind) = bind_mounted.then(|| behind_bind_mount(&blobs)).flatten() {
+            blobs = Dir::open(&behind)?;
+            physical = behind;
+        }
+        let shared_blobs = (physical != blobs_path || bind_mounted).then(|| physical.clone());
         let state_parent = match &shared_blobs {
             Some(physical) => home_of_shared(physical),
             None => path,
         };
-        Ok(Self { root, blobs, state: OnceLock::new(), memory: OnceLock::new(), state_parent, shared_blobs })
+        let (declared, memory) = (Declared::default(), OnceLock::new());
+        let (state, noted) = (OnceLock::new(), OnceLock::new());
+        Ok(Self { root, blobs, state, memory, state_parent, shared_blobs, declared, noted })
     }
 
     /// Opens the layout at `path`, or makes an empty one if there is nothing or an empty directory.
@@ -72,7 +88,8 @@ impl Store {
         self.root.path()
     }
 
-    /// Where the blobs really are, if `blobs` or `blobs/sha256` is a symbolic link: other layouts may use them too.
+    /// Where the blobs really are, if they are reached through a symbolic link or a bind mount: other layouts may use them
+    /// too.
     pub fn shared_blobs(&self) -> Option<&Path> {
         self.shared_blobs.as_deref()
     }
@@ -80,6 +97,15 @@ impl Store {
     /// The path of the index, for messages.
     pub fn index_path(&self) -> PathBuf {
         self.root.join("index.json")
+    }
+
+    /// Notes this layout beside its blobs, once in the life of this value.
+    pub(super) fn note_layout_once(&self) -> Result<(), StoreError> {
+        if self.noted.get().is_none() {
+            self.note_layout()?;
+            let _ = self.noted.set(());
+        }
+        Ok(())
     }
 
     /// The directory of ours, made if it is not there.
@@ -93,6 +119,11 @@ impl Store {
             other => other,
         })?;
         Ok(self.state.get_or_init(|| state))
+    }
+
+    /// Whether the directory of ours lies in this layout, and not with blobs that are shared.
+    pub(super) fn has_own_state(&self) -> bool {
+        self.state_parent == self.path()
     }
 
     /// The directory of ours, if it is there.

@@ -72,6 +72,7 @@ impl Store {
         try_lock: impl Fn(&File) -> Result<(), TryLockError>,
     ) -> Result<Held<'_>, StoreError> {
         let state = self.state()?;
+        self.note_layout_once()?;
         let file = state.open_or_create(name)?;
         let path: PathBuf = state.join(name);
         let deadline = Instant::now() + patience;

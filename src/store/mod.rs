@@ -22,6 +22,8 @@ mod mount_pins;
 mod processes;
 mod quarantine;
 mod reference_cache;
+mod sharing;
+mod usage;
 
 pub use blobs::{BlobStat, Put, Stored};
 pub use build_session::{BuildSession, Published, StaleStaging};
@@ -38,3 +40,4 @@ pub use mount_pins::{PinCount, StalePins};
 pub use processes::{ProcessEvidence, ProcessUse};
 pub use quarantine::QuarantinedBlob;
 pub use reference_cache::{FileStamp, Remembered};
+pub use usage::{Place, Usage, UsedFile};

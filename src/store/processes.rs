@@ -1,14 +1,17 @@
 //! What the processes of this machine do with a store: evidence, in addition to leases and never instead of them.
 //!
 //! An upstream `puzzlefs mount` takes no lease, but keeps its rootfs blob mapped; other tools have files of the layout open, or
-//! its path in their arguments, while they write. Names of blobs are so long and so regular that a mapped or open file
-//! whose name is a digest is taken for a blob of that name wherever it seems to lie: mount namespaces show other paths.
+//! its path in their arguments, while they write. A mapped or open file whose name is a digest is looked for in this store
+//! wherever it seems to lie, since mount namespaces show other paths, and compared by inode number.
 
 use std::{
     collections::BTreeSet,
     ffi::OsString,
     fs,
-    os::unix::ffi::{OsStrExt, OsStringExt},
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::MetadataExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -54,7 +57,9 @@ impl Store {
             match look(&root, layouts) {
                 Look::Gone => {}
                 Look::Unreadable => evidence.unreadable += 1,
-                Look::Seen { blobs, at_layout } => {
+                Look::Seen { named, at_layout } => {
+                    let own = named.into_iter().filter(|(digest, ino)| self.is_file_of_ours(digest, *ino));
+                    let blobs: BTreeSet<Digest> = own.map(|(digest, _)| digest).collect();
                     let at_layout = at_layout.filter(|_| !harmless);
                     if !blobs.is_empty() || at_layout.is_some() {
                         let name = fs::read_to_string(root.join("comm")).unwrap_or_default().trim().into();
@@ -69,6 +74,24 @@ impl Store {
             }
         }
         evidence
+    }
+}
+
+impl Store {
+    /// Whether a file that a process has under the name of a blob is that blob of this store, and not of another one. Told by
+    /// inode number, where a filesystem has one number for a file however it is come by; elsewhere the name decides.
+    fn is_file_of_ours(&self, digest: &Digest, ino: u64) -> bool {
+        let of_file = |file: fs::File| file.metadata().is_ok_and(|meta| meta.ino() == ino);
+        match self.has_plain_inode_numbers() {
+            true => self.open_blob(digest).is_ok_and(of_file),
+            false => self.open_blob(digest).is_ok(),
+        }
+    }
+
+    fn has_plain_inode_numbers(&self) -> bool {
+        // From `linux/magic.h`: ext2 to ext4, xfs, tmpfs, f2fs.
+        const PLAIN: [u64; 4] = [0xef53, 0x5846_5342, 0x0102_1994, 0xf2f5_2010];
+        rustix::fs::fstatfs(&self.blobs).is_ok_and(|stat| PLAIN.contains(&(stat.f_type as u64 & 0xffff_ffff)))
     }
 }
 
@@ -104,7 +127,7 @@ fn parent(pid: u32) -> Option<u32> {
 enum Look {
     Gone,
     Unreadable,
-    Seen { blobs: BTreeSet<Digest>, at_layout: Option<&'static str> },
+    Seen { named: BTreeSet<(Digest, u64)>, at_layout: Option<&'static str> },
 }
 
 fn look(root: &Path, layouts: &[PathBuf]) -> Look {
@@ -113,16 +136,19 @@ fn look(root: &Path, layouts: &[PathBuf]) -> Look {
         Err(cause) if cause.kind() == std::io::ErrorKind::PermissionDenied => return Look::Unreadable,
         Err(_) => return Look::Gone,
     };
-    let mut blobs = BTreeSet::new();
+    let mut named = BTreeSet::new();
     let mut at_layout = None;
-    for link in links.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()) {
-        blobs.extend(digest_in(link.as_os_str().as_bytes()));
+    for entry in links.filter_map(Result::ok) {
+        let Ok(link) = fs::read_link(entry.path()) else { continue };
+        if let Some(digest) = digest_in(link.as_os_str().as_bytes()) {
+            named.extend(fs::metadata(entry.path()).map(|meta| (digest, meta.ino())));
+        }
         if layouts.iter().any(|layout| link.starts_with(layout)) {
             at_layout = Some("has files of it open");
         }
     }
     let maps = fs::read(root.join("maps")).unwrap_or_default();
-    blobs.extend(maps.split(|byte| *byte == b'\n').filter_map(digest_in));
+    named.extend(maps.split(|byte| *byte == b'\n').filter_map(mapped));
     let cwd = fs::read_link(root.join("cwd")).ok();
     if cwd.as_ref().is_some_and(|cwd| layouts.iter().any(|layout| cwd.starts_with(layout))) {
         at_layout = Some("stands in it");
@@ -131,7 +157,14 @@ fn look(root: &Path, layouts: &[PathBuf]) -> Look {
     if arguments.split(|byte| *byte == 0).any(|argument| names_layout(argument, cwd.as_deref(), layouts)) {
         at_layout = Some("has it in its arguments");
     }
-    Look::Seen { blobs, at_layout }
+    Look::Seen { named, at_layout }
+}
+
+/// The blob that a line of `/proc/PID/maps` is about: addresses, rights, offset, device, inode number, path.
+fn mapped(line: &[u8]) -> Option<(Digest, u64)> {
+    let digest = digest_in(line)?;
+    let fields = std::str::from_utf8(line.get(..line.iter().position(|byte| *byte == b'/')?)?).ok()?;
+    Some((digest, fields.split_whitespace().nth(4)?.parse().ok()?))
 }
 
 /// The digest that a path ends in, if it ends in one; the kernel marks unlinked files.
@@ -179,6 +212,14 @@ mod tests {
         for path in [digest.to_string(), format!("/s/{digest}.tmp"), "/s/index.json".into(), String::new()] {
             assert_eq!(digest_in(path.as_bytes()), None, "{path}");
         }
+    }
+
+    #[test]
+    fn lines_of_maps_tell_blob_and_inode() {
+        let digest = Digest::of(b"x");
+        let line = format!("7f00-7f01 r--p 00000000 fd:00 4711                  /s/blobs/sha256/{digest}");
+        assert_eq!(mapped(line.as_bytes()), Some((digest, 4711)));
+        assert_eq!(mapped(b"7f00-7f01 rw-p 00000000 00:00 0 [heap]"), None);
     }
 
     #[test]

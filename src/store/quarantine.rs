@@ -73,10 +73,22 @@ impl Store {
         Ok(false)
     }
 
-    /// Puts a blob from quarantine back where it was. A blob of that name that is there again by now stays.
-    pub fn restore(&self, blob: &QuarantinedBlob) -> Result<(), StoreError> {
-        let Some(quarantine) = self.existing_state_sub(QUARANTINE)? else { return Ok(()) };
-        put_back(&quarantine.sub(&blob.epoch)?, &blob.digest.to_string(), &self.blobs)
+    /// Puts a blob from quarantine back where it was. Where somebody has written it anew meanwhile, the one that has the
+    /// right bytes stays, and the other goes. Gives the bytes that the filesystem gave back.
+    pub fn restore(&self, blob: &QuarantinedBlob) -> Result<u64, StoreError> {
+        let Some(quarantine) = self.existing_state_sub(QUARANTINE)? else { return Ok(0) };
+        let dir = quarantine.sub(&blob.epoch)?;
+        let name = blob.digest.to_string();
+        let Some(there) = self.stat_blob(&blob.digest)? else {
+            put_back(&dir, &name, &self.blobs)?;
+            return Ok(0);
+        };
+        if there.identity == blob.stat.identity || self.hash_blob(&blob.digest)?.is_none() {
+            put_back(&dir, &name, &self.blobs)?;
+            return Ok(blob.stat.freed_bytes());
+        }
+        dir.rename_over(&name, &self.blobs, &name).at("put back", self.blobs.join(&name))?;
+        Ok(there.freed_bytes())
     }
 
     /// Unlinks a blob in quarantine, for good. Gives the bytes that the filesystem gave back.

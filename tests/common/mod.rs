@@ -6,6 +6,7 @@
 pub mod trees;
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
@@ -14,6 +15,7 @@ use std::{
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use pfs::{
@@ -221,9 +223,27 @@ pub fn lease_record(kind: LeaseKind) -> LeaseRecord {
     LeaseRecord::of_this_process(kind, jiff::Timestamp::now())
 }
 
-/// Bytes that look random, the same for the same seed, and that no other seed shares.
+thread_local! {
+    static SALT: Cell<u64> = {
+        static TESTS: AtomicU64 = AtomicU64::new(1);
+        Cell::new(TESTS.fetch_add(1, Ordering::Relaxed) << 32 | u64::from(std::process::id()))
+    };
+}
+
+/// What makes the noise of this test another than that of every other: a collector takes a blob for used while any process
+/// has a file of its name open, and tests run side by side.
+pub fn salt() -> u64 {
+    SALT.get()
+}
+
+/// Gives a thread the noise of the test that it works for.
+pub fn work_for(salt: u64) {
+    SALT.set(salt);
+}
+
+/// Bytes that look random, the same for the same seed in one test, and that no other seed or test shares.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut state = (seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ salt().wrapping_mul(0xD6E8_FEB8_6659_FD93)) | 1;
     let mut next = || {
         state ^= state << 13;
         state ^= state >> 7;

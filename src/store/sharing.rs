@@ -1,0 +1,173 @@
+//! A blob directory that several layouts use: which layouts these are, and where the blobs really lie.
+//!
+//! LXC's template makes such directories: `OCI/blobs/sha256` of each container is a symbolic link to one cache. No layout
+//! tells of the others, so every layout that pfs opens for a change is noted beside the blobs, and where blobs are reached
+//! through a link or a bind mount a person has to say where the other layouts are: layouts that only other tools have
+//! made cannot be found otherwise.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::{PoisonError, RwLock},
+};
+
+use super::{Store, StoreError, disk::Dir, error::At};
+use crate::name::Digest;
+
+/// The layouts that a person has named as users of the same blob directory.
+#[derive(Debug, Default)]
+pub(super) struct Declared(RwLock<Option<BTreeSet<PathBuf>>>);
+
+const LAYOUTS: &str = "layouts";
+/// One path or glob pattern a line; `#` begins a comment.
+const ROOTS_FILE: &str = "roots";
+
+impl Store {
+    /// Names layouts that use the same blob directory, in addition to those that are noted. An empty list says that there are
+    /// no others.
+    pub fn declare_layouts(&self, layouts: impl IntoIterator<Item = PathBuf>) {
+        let mut declared = self.declared.0.write().unwrap_or_else(PoisonError::into_inner);
+        declared.get_or_insert_default().extend(layouts);
+    }
+
+    /// Whether all layouts that use the blob directory can be known: nobody else's link leads to it as far as one can see, or
+    /// a person has said where the others are.
+    pub fn sharing_is_known(&self) -> Result<bool, StoreError> {
+        let declared = self.declared.0.read().unwrap_or_else(PoisonError::into_inner).is_some();
+        Ok(self.shared_blobs().is_none() || declared || !self.configured_roots()?.is_empty())
+    }
+
+    /// Every other layout that is known to use this blob directory: noted, named, or found by the patterns in
+    /// `.pfs/roots`. One that has gone, or uses another directory by now, is left out; one that cannot be read is an error.
+    pub fn other_layouts(&self) -> Result<Vec<Store>, StoreError> {
+        let mut candidates = self.noted_layouts()?;
+        candidates.extend(self.configured_roots()?);
+        candidates.extend(self.declared.0.read().unwrap_or_else(PoisonError::into_inner).iter().flatten().cloned());
+        let mut others: Vec<Store> = Vec::new();
+        for candidate in candidates {
+            let Some(path) = present(&candidate)? else { continue };
+            if path == self.path() || others.iter().any(|other| other.path() == path) || !self.is_used_by(&path)? {
+                continue;
+            }
+            others.push(Store::open(&path)?);
+        }
+        Ok(others)
+    }
+
+    /// Notes this layout among those that use its blob directory. Done by whatever changes the store.
+    pub fn note_layout(&self) -> Result<(), StoreError> {
+        use std::os::unix::ffi::OsStrExt;
+        let layouts = self.state()?.make_sub(LAYOUTS)?;
+        let path = self.path().as_os_str().as_bytes();
+        let name = Digest::of(path).short();
+        match layouts.stat(&name)? {
+            Some(_) => Ok(()),
+            None => layouts.write_durably(&name, path),
+        }
+    }
+
+    /// Who manages this directory and collects it itself, if it shows: zot keeps its uploads and databases beside the blobs.
+    pub fn manager(&self) -> Option<&'static str> {
+        let own = self.path().join(".uploads").is_dir();
+        let database = |dir: &&Path| ["cache.db", "meta.db", "s3_cache.db"].iter().any(|name| dir.join(name).is_file());
+        (own || self.path().ancestors().skip(1).take(3).any(|dir| database(&dir))).then_some("zot")
+    }
+
+    fn noted_layouts(&self) -> Result<BTreeSet<PathBuf>, StoreError> {
+        use std::os::unix::ffi::OsStringExt;
+        let Some(layouts) = self.existing_state_sub(LAYOUTS)? else { return Ok(BTreeSet::new()) };
+        let names = layouts.names()?.into_iter().filter_map(|name| String::from_utf8(name).ok());
+        let notes = names.filter(|name| !name.starts_with('.'));
+        notes.map(|name| Ok(PathBuf::from(std::ffi::OsString::from_vec(layouts.read_small(&name)?)))).collect()
+    }
+
+    fn configured_roots(&self) -> Result<BTreeSet<PathBuf>, StoreError> {
+        let Some(state) = self.existing_state()? else { return Ok(BTreeSet::new()) };
+        let text = match state.read_small(ROOTS_FILE) {
+            Err(error) if error.is_not_found() => return Ok(BTreeSet::new()),
+            text => String::from_utf8_lossy(&text?).into_owned(),
+        };
+        let patterns = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let mut paths = BTreeSet::new();
+        for pattern in patterns {
+            paths.extend(expand(pattern, &state.join(ROOTS_FILE))?);
+        }
+        Ok(paths)
+    }
+
+    /// Whether a layout's blobs are the files that are ours.
+    fn is_used_by(&self, layout: &Path) -> Result<bool, StoreError> {
+        let blobs = layout.join("blobs/sha256");
+        let theirs = match fs::metadata(&blobs) {
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            theirs => theirs.at("read the attributes of", &blobs)?,
+        };
+        self.blobs.is_directory_of(&theirs)
+    }
+}
+
+/// The canonical path of a layout that may have gone.
+fn present(layout: &Path) -> Result<Option<PathBuf>, StoreError> {
+    match layout.canonicalize() {
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        path => path.at("look at the layout", layout).map(Some),
+    }
+}
+
+/// The paths that a glob pattern stands for now.
+fn expand(pattern: &str, place: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let wrong = |problem: String| StoreError::Roots { path: place.into(), problem };
+    let paths = glob::glob(pattern).map_err(|cause| wrong(format!("{pattern}: {cause}")))?;
+    paths.map(|path| path.map_err(|cause| wrong(cause.to_string()))).collect()
+}
+
+/// Where a directory that is a mount point really lies: the path of the same directory through another mount of its
+/// filesystem. A rename cannot leave a bind mount, so what is condemned could not go beside it otherwise.
+pub(super) fn behind_bind_mount(dir: &Dir) -> Option<PathBuf> {
+    let id = dir.mount_id()?;
+    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let lines: Vec<MountLine> = table.lines().filter_map(MountLine::parse).collect();
+    let own = lines.iter().find(|line| line.id == id)?;
+    let others = lines.iter().filter(|line| line.id != id && line.device == own.device);
+    let paths = others.filter_map(|line| Some(line.mountpoint.join(own.root.strip_prefix(&line.root).ok()?)));
+    paths.into_iter().find(|path| fs::metadata(path).is_ok_and(|meta| dir.is_directory_of(&meta).unwrap_or(false)))
+}
+
+/// What is needed here of a line of `/proc/self/mountinfo`: proc_pid_mountinfo(5).
+struct MountLine {
+    id: u64,
+    device: String,
+    root: PathBuf,
+    mountpoint: PathBuf,
+}
+
+impl MountLine {
+    fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.split(' ');
+        let id = fields.next()?.parse().ok()?;
+        let device = fields.nth(1)?.into();
+        Some(Self { id, device, root: unescape(fields.next()?), mountpoint: unescape(fields.next()?) })
+    }
+}
+
+/// Spaces and the like stand there as `\040`.
+fn unescape(field: &str) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt;
+    let mut bytes = Vec::new();
+    let mut rest = field.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = tail.get(..3).filter(|_| first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
