@@ -16,6 +16,7 @@ pub mod mount;
 pub mod name;
 pub mod observe;
 pub mod pin;
+pub mod prune;
 pub mod store;
 pub mod tree;
 pub mod undo;

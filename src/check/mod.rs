@@ -1,9 +1,11 @@
-//! Checking a store: everything that is wrong with it, with the way from the tag to it. Reports many, changes nothing.
+//! Checking a store: everything that is wrong with it, with the way from the tag to it. Reports many, and changes nothing but in [`repair`].
 
 mod finding;
 mod image;
+mod repair;
 
 pub use finding::{Finding, Severity};
+pub use repair::{Repair, RepairAction, repair};
 
 use std::collections::HashSet;
 
@@ -103,8 +105,17 @@ fn check_data(
 ) -> Result<(), CheckError> {
     watch.event(Event::Phase("hashing blobs"));
     let wanted = |digest: &Digest| options.selector.is_none() || needed.contains(digest);
-    let blobs: Vec<_> = inventory.blobs.iter().filter(|(digest, _)| wanted(digest)).collect();
-    for (digest, stat) in &blobs {
+    let mut blobs: Vec<_> = inventory
+        .blobs
+        .iter()
+        .filter(|(digest, _)| wanted(digest))
+        .map(|(digest, stat)| (*digest, stat.size))
+        .collect();
+    // What lies aside is read from there, so its bytes count as well.
+    let aside = needed.iter().filter(|digest| inventory.get(digest).is_none());
+    blobs.extend(aside.map(|digest| (*digest, 0)));
+    blobs.sort_unstable();
+    for (digest, size) in &blobs {
         match store.hash_blob(digest) {
             Ok(None) => {}
             Ok(Some(actual)) => {
@@ -112,14 +123,14 @@ fn check_data(
                 let problem = format!("its bytes have the digest {actual}");
                 report.findings.push(Finding { severity, subject: format!("blob {digest}"), problem });
             }
-            Err(StoreError::Missing(_)) => {}
+            Err(StoreError::Missing(_)) => continue,
             Err(error) => {
                 let (subject, problem) = (format!("blob {digest}"), error.to_string());
                 report.findings.push(Finding { severity: Severity::Damage, subject, problem });
             }
         }
         report.hashed.0 += 1;
-        report.hashed.1 += stat.size;
+        report.hashed.1 += size;
         watch.event(Event::Progress { done: report.hashed.0, total: blobs.len() as u64 });
     }
     Ok(())

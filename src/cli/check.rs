@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use pfs::{
-    check::{CheckOptions, CheckReport, Severity, check},
+    check::{CheckOptions, CheckReport, Repair, RepairAction, Severity, check, repair},
     store::Store,
 };
 use serde_json::json;
@@ -17,9 +17,12 @@ use super::{
 ///
 /// Reads every index, manifest and rootfs, and looks whether everything that they name is there. --data also hashes
 /// every blob. Ends with 4 if something that an image needs is damaged or missing.
+///
+/// --repair sets blobs of wrong content aside in .pfs/damaged, and puts right copies back from quarantine and from the pins
+/// of mounts. It invents nothing and deletes nothing, and checks again afterwards.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  pfs check /srv/oci\n  pfs check --data /srv/oci\n  pfs check /srv/oci:app\n  pfs fsck --json /srv/oci"
+    after_help = "Examples:\n  pfs check /srv/oci\n  pfs check --data /srv/oci\n  pfs check /srv/oci:app\n  pfs check --repair /srv/oci\n  pfs fsck --json /srv/oci"
 )]
 pub struct Args {
     /// A layout directory, or an image.
@@ -28,6 +31,9 @@ pub struct Args {
     /// Hash every blob.
     #[arg(long)]
     data: bool,
+    /// Repair the store as far as it can be, then check it with --data.
+    #[arg(long)]
+    repair: bool,
     /// One JSON document.
     #[arg(long)]
     json: bool,
@@ -41,13 +47,44 @@ pub fn run(context: &Context, args: Args) -> Ending {
 fn act(context: &Context, args: Args) -> Ending {
     let (store, selector) = subject(context, args.subject.as_deref())?;
     let watch = context.progress(args.json);
-    let report = check(&store, &CheckOptions { selector, data: args.data }, &watch)?;
+    let repairs = match (args.repair, &selector) {
+        (true, Some(_)) => return Err(Failure::usage("--repair is for a whole store, not for one image of it".into())),
+        (true, None) => repair(&store, &watch)?,
+        (false, _) => Vec::new(),
+    };
+    let report = check(&store, &CheckOptions { selector, data: args.data || args.repair }, &watch)?;
     watch.finish();
-    match args.json {
-        true => print_json(&document(&store, &report))?,
-        false => print(&text(&report, context.globals.quiet))?,
+    if args.json {
+        let mut document = document(&store, &report);
+        if args.repair {
+            document["repairs"] = repairs.iter().map(repair_document).collect();
+        }
+        print_json(&document)?;
+    } else {
+        let repairs: String = repairs.iter().map(|repair| repair_text(repair) + "\n").collect();
+        print(&(repairs + &text(&report, context.globals.quiet)))?;
     }
     Ok(if report.is_sound() { 0 } else { 4 })
+}
+
+fn repair_text(repair: &Repair) -> String {
+    let digest = repair.digest;
+    match &repair.action {
+        RepairAction::SetAside(path) => {
+            format!("set aside: blob {digest}: its content is wrong; it is now {}", path.display())
+        }
+        RepairAction::Healed(place) => format!("put back: blob {digest}: from {place}"),
+        RepairAction::NoCopy => format!("no copy: blob {digest}: it lies neither in quarantine nor among pins"),
+    }
+}
+
+fn repair_document(repair: &Repair) -> serde_json::Value {
+    let (action, place) = match &repair.action {
+        RepairAction::SetAside(path) => ("set-aside", Some(path.display().to_string())),
+        RepairAction::Healed(place) => ("put-back", Some((*place).to_owned())),
+        RepairAction::NoCopy => ("no-copy", None),
+    };
+    json!({"digest": repair.digest, "action": action, "place": place})
 }
 
 /// A directory is a store, everything else a reference.

@@ -3,13 +3,14 @@
 use std::fmt::Write;
 
 use pfs::{
-    delete::{DeleteOptions, DeletePlan, DeleteReport, KeptBytes, Target},
+    delete::{Conflict, DeleteError, DeleteOptions, DeletePlan, DeleteReport, KeptBytes, Target},
     store::Store,
 };
 use serde_json::json;
 
 use super::{
     Context, Ending,
+    failure::{Failure, Kind},
     output::{bytes, count, print, print_json},
 };
 
@@ -57,7 +58,7 @@ fn delete(context: &Context, args: &Args) -> Ending {
     let options = DeleteOptions { force, all, keep_blobs: args.keep_blobs, no_prune: args.no_prune };
     let selectors: Vec<_> = references.into_iter().map(|reference| reference.selector).collect();
     let now = context.now_seconds();
-    let plan = DeletePlan::new(&store, &selectors, options, now)?;
+    let plan = DeletePlan::new(&store, &selectors, options, now).map_err(|error| failure(error, args))?;
     let outcome = if args.dry_run {
         let mut outcome = Outcome { dry_run: true, targets: plan.targets().to_vec(), ..Outcome::default() };
         if !args.keep_blobs {
@@ -70,7 +71,7 @@ fn delete(context: &Context, args: &Args) -> Ending {
         }
         outcome
     } else {
-        Outcome::of(plan.apply(&store, now, &watch)?)
+        Outcome::of(plan.apply(&store, now, &watch).map_err(|error| failure(error, args))?)
     };
     watch.finish();
     match args.json {
@@ -78,6 +79,21 @@ fn delete(context: &Context, args: &Args) -> Ending {
         false => print(&outcome.text(context.globals.quiet))?,
     }
     Ok(0)
+}
+
+/// The hint of a mounted image is a line that can be run as it is.
+fn failure(error: DeleteError, args: &Args) -> Failure {
+    match &error {
+        DeleteError::Conflict(Conflict::Mounted { at, .. }) => {
+            let places: Vec<_> = at.iter().map(|at| at.mountpoint.display().to_string()).collect();
+            let (places, references) = (places.join(" "), args.references.join(" "));
+            let hint = format!(
+                "pfs umount {places} && pfs delete {references}, or --force to untag it now and free its chunks after unmount"
+            );
+            Failure::new(Kind::InUse, error).hint(hint)
+        }
+        _ => error.into(),
+    }
 }
 
 #[derive(Default)]

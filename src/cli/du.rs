@@ -92,7 +92,7 @@ fn words(class: Class) -> &'static str {
     match class {
         Class::Unique => "needed by one image",
         Class::Shared => "shared by several images",
-        Class::Held => "held by mounts, pins, builds",
+        Class::Held => "held by mounts, pins, builds, other layouts",
         Class::Young => "young, may be an upload",
         Class::Garbage => "garbage, the next gc takes it",
         Class::Quarantine => "in quarantine",

@@ -13,6 +13,7 @@ use pfs::{
     mount::MountError,
     name::ReferenceError,
     pin::PinError,
+    prune::PruneError,
     store::StoreError,
     undo::UndoError,
 };
@@ -254,6 +255,16 @@ impl From<PinError> for Failure {
     }
 }
 
+impl From<PruneError> for Failure {
+    fn from(error: PruneError) -> Self {
+        match error {
+            PruneError::Gc(error) => error.into(),
+            PruneError::Store(error) => error.into(),
+            error => Self::new(Kind::Failed, error),
+        }
+    }
+}
+
 impl From<UndoError> for Failure {
     fn from(error: UndoError) -> Self {
         match error {
@@ -356,13 +367,6 @@ impl From<Conflict> for Failure {
         let first = |at: &[pfs::delete::MountedAt]| at.first().map(|at| at.mountpoint.clone()).unwrap_or_default();
         let umount = |path: PathBuf| format!("pfs umount {}", path.display());
         match conflict {
-            Conflict::Mounted { ref at, .. } => {
-                let hint = format!(
-                    "{} && pfs delete again, or --force to untag it now and free its chunks after unmount",
-                    umount(first(at))
-                );
-                Self::new(Kind::InUse, conflict).hint(hint)
-            }
             Conflict::DigestMounted { ref at, .. } => {
                 let hint = umount(first(at));
                 Self::new(Kind::InUse, conflict).hint(hint)

@@ -96,10 +96,10 @@ impl Filter {
 
 pub fn run(context: &Context, args: Args) -> Ending {
     let json = args.json;
-    list(context, args).map_err(|failure| failure.json(json))
+    act(context, args).map_err(|failure| failure.json(json))
 }
 
-fn list(context: &Context, args: Args) -> Ending {
+fn act(context: &Context, args: Args) -> Ending {
     let store = context.open(args.store.as_ref())?;
     let now = context.now_seconds();
     let mut listing = listing(&store, now)?;

@@ -16,6 +16,7 @@ mod output;
 mod pin;
 mod pins;
 mod progress;
+mod prune;
 mod refs;
 mod umount;
 mod undo;
@@ -86,6 +87,7 @@ enum Command {
     #[command(visible_aliases = ["rm", "rmi"])]
     Delete(delete::Args),
     Gc(gc::Args),
+    Prune(prune::Args),
     Undo(undo::Args),
     Du(du::Args),
     Refs(refs::Args),
@@ -139,6 +141,7 @@ impl Context {
             Command::Mounts(args) => mounts::run(self, args),
             Command::Delete(args) => delete::run(self, args),
             Command::Gc(args) => gc::run(self, args),
+            Command::Prune(args) => prune::run(self, args),
             Command::Undo(args) => undo::run(self, args),
             Command::Du(args) => du::run(self, args),
             Command::Refs(args) => refs::run(self, args),

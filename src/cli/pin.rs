@@ -18,7 +18,7 @@ use super::{
 /// A pinned image is refused to pfs delete and never chosen by pfs prune; if other tools remove its tag, its content stays.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  pfs pin /srv/oci:app\n  pfs pin --until 30d --reason 'release 1.4' /srv/oci:app-1.4\n  pfs pin --until 2030-01-01T00:00:00Z /srv/oci:app"
+    after_help = "Examples:\n  pfs pin /srv/oci:app\n  pfs pin --until 30d --reason 'release 1.4' /srv/oci:app\n  pfs pin --until 2030-01-01T00:00:00Z /srv/oci:app"
 )]
 pub struct Args {
     /// The image.

@@ -122,7 +122,7 @@ impl DeletePlan {
 
     /// Untags, then frees what nothing else needs.
     pub fn apply(self, store: &Store, now_seconds: i64, watch: &dyn Observer) -> Result<DeleteReport, DeleteError> {
-        self.untag(store)?;
+        self.untag(store, now_seconds)?;
         for digest in &self.unpinned {
             store.unpin(digest)?;
         }
@@ -136,9 +136,10 @@ impl DeletePlan {
     }
 
     /// Takes the names away, if everything is still as it was decided on, leases included: mounting waits for the lock.
-    fn untag(&self, store: &Store) -> Result<(), DeleteError> {
+    fn untag(&self, store: &Store, now_seconds: i64) -> Result<(), DeleteError> {
         let guard = store.lock_exclusive()?;
         let leases = store.leases()?;
+        let pins: Vec<Pin> = store.pins()?.into_iter().filter(|pin| !pin.is_over(now_seconds)).collect();
         let wanted: Vec<(Selector, Digest)> =
             self.targets.iter().map(|target| (target.selector.clone(), target.digest)).collect();
         store.remove_entries(&guard, |index| -> Result<_, DeleteError> {
@@ -154,7 +155,7 @@ impl DeletePlan {
             }
             let places: Vec<usize> = now.iter().flat_map(|target| target.places.iter().copied()).collect();
             let edited = index.without(&places);
-            let holders = Holders { edited: &edited, graph: self.graph.as_ref(), leases: &leases, pins: &[] };
+            let holders = Holders { edited: &edited, graph: self.graph.as_ref(), leases: &leases, pins: &pins };
             conflict::check(&now, &holders, &self.options)?;
             Ok(places)
         })

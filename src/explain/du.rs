@@ -61,7 +61,7 @@ pub enum Class {
     Unique,
     /// Several entries need it.
     Shared,
-    /// No entry needs it, but a mount, a pin, a build or a process does.
+    /// No entry needs it, but a mount, a pin, a build, a process or another layout does.
     Held,
     /// Nothing needs it, and it is too young to tell whether it is somebody's upload.
     Young,
@@ -137,8 +137,11 @@ impl Known<'_> {
         unknown: Option<GcError>,
     ) -> Result<DiskUse, ExplainError> {
         let nodes = entry_nodes(self.graph);
-        let counts = self.graph.counts_from(&nodes);
-        let rows = self.classes(store, &counts)?;
+        let everywhere = self.graph.roots().iter().filter(|(root, _)| root.origin.is_entry());
+        let everywhere: Vec<usize> = everywhere.map(|(_, node)| *node).collect();
+        let counts = self.graph.counts_from(&everywhere);
+        let own = self.graph.counts_from(&nodes);
+        let rows = self.classes(store, &counts, &own)?;
         let absent = |blob: &u32| self.inventory.get(&self.graph.digest(*blob)).is_none();
         Ok(DiskUse {
             missing_blobs: self.graph.closure(&nodes).0.iter().filter(|blob| absent(blob)).count() as u64,
@@ -168,8 +171,8 @@ impl Known<'_> {
         roots.into_iter().map(entry).collect()
     }
 
-    fn classes(&self, store: &Store, counts: &RefCounts) -> Result<Vec<ClassUse>, ExplainError> {
-        let blobs = self.blob_classes(counts);
+    fn classes(&self, store: &Store, counts: &RefCounts, own: &RefCounts) -> Result<Vec<ClassUse>, ExplainError> {
+        let blobs = self.blob_classes(counts, own);
         let usage = store.usage()?;
         let mut rows = Class::ALL.map(|class| ClassUse { class, files: 0, bytes: 0 });
         let mut add = |class: Class, files: u64, bytes: u64| {
@@ -203,10 +206,11 @@ impl Known<'_> {
         }
     }
 
-    fn blob_classes(&self, counts: &RefCounts) -> HashMap<Digest, Class> {
-        let by_entries = |digest: &Digest| match self.graph.find(digest).map(|blob| counts.of(blob)) {
-            None | Some(0) => Class::Unknown,
-            Some(1) => Class::Unique,
+    fn blob_classes(&self, counts: &RefCounts, own: &RefCounts) -> HashMap<Digest, Class> {
+        let by_entries = |digest: &Digest| match self.graph.find(digest).map(|blob| (own.of(blob), counts.of(blob))) {
+            None => Class::Unknown,
+            Some((0, _)) => Class::Held,
+            Some((_, 1)) => Class::Unique,
             Some(_) => Class::Shared,
         };
         let Some(plan) = self.plan else {

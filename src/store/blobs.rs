@@ -175,7 +175,7 @@ fn read_limited(file: &File, limit: u64) -> io::Result<Option<Vec<u8>>> {
     Ok((bytes.len() as u64 <= limit).then_some(bytes))
 }
 
-fn hash(file: &File) -> io::Result<Digest> {
+pub(super) fn hash(file: &File) -> io::Result<Digest> {
     let mut hasher = sha2::Sha256::new();
     let mut buffer = vec![0; 128 << 10];
     loop {

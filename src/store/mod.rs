@@ -8,6 +8,7 @@
 
 mod blobs;
 mod build_session;
+mod damaged;
 mod disk;
 mod error;
 mod foreign;

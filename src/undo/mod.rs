@@ -96,6 +96,10 @@ impl LostEntry {
         self.tag.as_ref().map_or_else(|| self.digest.to_oci(), ToString::to_string)
     }
 
+    fn unreadable(&self, cause: WalkError) -> UndoError {
+        UndoError::Unreadable { name: self.name(), cause: Box::new(cause) }
+    }
+
     /// Whether it can be brought back without moving a tag.
     pub fn is_ready(&self) -> bool {
         self.taken_by.is_none() && matches!(self.remains, Remains::Complete(_))
@@ -184,10 +188,10 @@ pub fn bring_back(store: &Store, lost: &LostEntry, force: bool) -> Result<Undone
     match shelf.remains(store, &lost.root) {
         Remains::Complete(_) => {}
         Remains::Missing(missing) => return Err(UndoError::Incomplete { name: lost.name(), missing }),
-        Remains::Unreadable(cause) => return Err(UndoError::Unreadable { name: lost.name(), cause: Box::new(cause) }),
+        Remains::Unreadable(cause) => return Err(lost.unreadable(cause)),
     }
     let demanded = demanded(store, &lost.root);
-    let demanded = demanded.map_err(|cause| UndoError::Unreadable { name: lost.name(), cause: Box::new(cause) })?;
+    let demanded = demanded.map_err(|cause| lost.unreadable(cause))?;
     let restored = shelf.restore(store, &demanded)?;
     add(store, &held, lost, force)?;
     Ok(Undone { tag: lost.tag.clone(), digest: lost.digest, restored })
@@ -199,9 +203,7 @@ impl Shelf {
         let mut restored = 0;
         for digest in digests.iter().filter(|digest| !self.stored.contains(digest)) {
             match self.quarantined.get(digest) {
-                Some(blob) => {
-                    store.restore(blob)?;
-                }
+                Some(blob) => drop(store.restore(blob)?),
                 None if store.heal_from_pins(digest)? => {}
                 None => return Err(StoreError::Missing(*digest)),
             }

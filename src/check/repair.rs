@@ -1,0 +1,116 @@
+//! Repairing: what is wrong goes out of the way, and what is missing comes back if a right copy of it lies aside.
+//!
+//! Nothing is invented and nothing deleted. Every step looks again under the exclusive lock, so that a build or a mount
+//! that puts the blob right meanwhile is not disturbed; being the collector keeps quarantine as it is.
+
+use std::{collections::HashSet, path::PathBuf};
+
+use super::CheckError;
+use crate::{
+    graph::{NodeKind, Root, WalkProblem, walk},
+    name::Digest,
+    observe::{Event, Observer},
+    store::{Store, StoreError},
+};
+
+/// What was done about one blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repair {
+    /// The blob.
+    pub digest: Digest,
+    /// What was done.
+    pub action: RepairAction,
+}
+
+/// A step of a repair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RepairAction {
+    /// Its content was wrong, so it was moved here.
+    SetAside(PathBuf),
+    /// A right copy was put back, from "quarantine" or "pins".
+    Healed(&'static str),
+    /// An image needs it, and there is no right copy of it anywhere.
+    NoCopy,
+}
+
+/// Repairs a store as far as it can be. Hashes every blob; fails at once if a collector is at work.
+pub fn repair(store: &Store, watch: &dyn Observer) -> Result<Vec<Repair>, CheckError> {
+    let _collector = store.lock_collector()?;
+    let mut run = Run { store, repairs: Vec::new(), hopeless: HashSet::new() };
+    run.set_wrong_aside(watch)?;
+    watch.event(Event::Phase("looking for what is missing"));
+    for root in Root::of_index(store.index()?.document()) {
+        run.heal_root(&root)?;
+    }
+    Ok(run.repairs)
+}
+
+struct Run<'s> {
+    store: &'s Store,
+    repairs: Vec<Repair>,
+    hopeless: HashSet<Digest>,
+}
+
+impl Run<'_> {
+    fn note(&mut self, digest: Digest, action: RepairAction) {
+        self.repairs.push(Repair { digest, action });
+    }
+
+    /// What cannot be read at all stays where it is: a check names it.
+    fn set_wrong_aside(&mut self, watch: &dyn Observer) -> Result<(), CheckError> {
+        watch.event(Event::Phase("hashing blobs"));
+        let blobs = self.store.inventory()?.blobs;
+        for (done, (digest, _)) in blobs.iter().enumerate() {
+            if matches!(self.store.hash_blob(digest), Ok(Some(_))) {
+                let guard = self.store.lock_exclusive()?;
+                if let Some(path) = self.store.remove_wrong_content(&guard, digest)? {
+                    self.note(*digest, RepairAction::SetAside(path));
+                    let healed = self.store.heal(&guard, digest)?;
+                    healed.into_iter().for_each(|place| self.note(*digest, RepairAction::Healed(place)));
+                }
+            }
+            watch.event(Event::Progress { done: done as u64 + 1, total: blobs.len() as u64 });
+        }
+        Ok(())
+    }
+
+    /// Puts back what one root needs. What the walk cannot pass is healed first, and then it walks again.
+    fn heal_root(&mut self, root: &Root) -> Result<(), CheckError> {
+        loop {
+            let blocking = match walk(self.store, vec![root.clone()]) {
+                Ok(graph) => {
+                    let absent = graph.nodes().iter().filter(|node| node.kind == NodeKind::Absent);
+                    let absent: HashSet<Digest> = absent.map(|node| graph.digest(node.blob)).collect();
+                    for digest in graph.digests().filter(|digest| !absent.contains(digest)) {
+                        self.heal(digest)?;
+                    }
+                    return Ok(());
+                }
+                Err(error) => match error.cause {
+                    WalkProblem::Store(StoreError::Missing(digest) | StoreError::Damaged { digest, .. }) => digest,
+                    _ => return Ok(()),
+                },
+            };
+            if !self.heal(blocking)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Puts one blob back, if it is not there; `true` if that was done.
+    fn heal(&mut self, digest: Digest) -> Result<bool, CheckError> {
+        if self.hopeless.contains(&digest) || self.store.stat_blob(&digest).map_or(true, |stat| stat.is_some()) {
+            return Ok(false);
+        }
+        let guard = self.store.lock_exclusive()?;
+        let healed = self.store.heal(&guard, &digest)?;
+        match healed {
+            Some(place) => self.note(digest, RepairAction::Healed(place)),
+            None => {
+                self.hopeless.insert(digest);
+                self.note(digest, RepairAction::NoCopy);
+            }
+        }
+        Ok(healed.is_some())
+    }
+}
