@@ -154,7 +154,8 @@ impl Store {
 fn read_with_identity(dir: &Dir, name: &str) -> Result<(Vec<u8>, Statx), StoreError> {
     let path = dir.join(name);
     let file = dir.open_file(name)?;
-    let mut bytes = Vec::new();
+    let claimed = file.metadata().at("read the attributes of", &path)?.len().min(INDEX_BYTES_MAX);
+    let mut bytes = Vec::with_capacity(usize::try_from(claimed).map_or(0, |len| len + 1));
     (&file).take(INDEX_BYTES_MAX + 1).read_to_end(&mut bytes).at("read", &path)?;
     if bytes.len() as u64 > INDEX_BYTES_MAX {
         let source = FormatError::TooLarge { what: INDEX, bytes: bytes.len() as u64, limit: INDEX_BYTES_MAX };
