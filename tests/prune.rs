@@ -124,17 +124,17 @@ fn nobody_is_asked_where_there_is_no_terminal() {
 fn space_is_made_by_what_frees_most_under_sharing() {
     // "twin-1" and "twin-2" share a lot, so that each alone frees little; "own" frees a little more.
     let store = store_of(&[
-        ("twin-1", &[(1, 400_000), (2, 10_000)]),
-        ("twin-2", &[(1, 400_000), (3, 10_000)]),
-        ("own", &[(4, 60_000)]),
+        ("twin-1", &[(1, 4_000_000), (2, 10_000)]),
+        ("twin-2", &[(1, 4_000_000), (3, 10_000)]),
+        ("own", &[(4, 800_000)]),
     ]);
-    let decided = decide(&store, &freeing(50_000));
+    let decided = decide(&store, &freeing(700_000));
     assert_eq!(going(&decided), ["own"], "one tag is enough");
     assert_eq!(decided.rows[0].verdict, PruneVerdict::Keep(KeepReason::Enough));
-    let decided = decide(&store, &freeing(300_000));
+    let decided = decide(&store, &freeing(3_000_000));
     assert_eq!(going(&decided), ["twin-1", "twin-2"], "the one that turned out needless is taken back");
     assert_eq!(decided.rows[1].verdict, PruneVerdict::Go(GoReason::Frees));
-    assert_eq!(prune(&store, &freeing(300_000), &["--free", "300000"], 0), ["twin-1", "twin-2"]);
+    assert_eq!(prune(&store, &freeing(3_000_000), &["--free", "3000000"], 0), ["twin-1", "twin-2"]);
     assert_eq!(store.tags(), ["own"]);
 }
 

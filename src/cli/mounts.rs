@@ -47,7 +47,7 @@ fn act(context: &Context, args: Args) -> Ending {
     } else {
         let now = context.now_seconds();
         let rows = mounts.iter().map(|state| row(state, now)).collect();
-        print(&table(&["IMAGE", "MOUNTPOINT", "DIGEST", "PID", "SINCE", "STATE"], &[3], rows))?;
+        print(&table(&["IMAGE", "MOUNTPOINT", "DIGEST", "PID", "SINCE", "PINS", "STATE"], &[3, 5], rows))?;
     }
     Ok(0)
 }
@@ -59,6 +59,7 @@ fn row(state: &MountState, now: i64) -> Vec<String> {
         state.manifest.map_or_else(|| "?".into(), |manifest| manifest.short()),
         state.pid.map_or_else(|| "?".into(), |pid| pid.to_string()),
         state.since.map_or_else(|| "?".into(), |since| age(now - since.as_second())),
+        state.pins.to_string(),
         life(state.life).into(),
     ]
 }
@@ -91,6 +92,7 @@ fn document(state: &MountState) -> serde_json::Value {
         "source": state.source,
         "pid": state.pid,
         "since": state.since.map(|since| since.to_string()),
+        "pins": state.pins,
         "lease": state.lease,
         "state": life(state.life),
     })

@@ -28,7 +28,7 @@ use super::{
 /// --free, all of them go.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  pfs prune -n --explain --keep-last 5 /srv/oci\n  pfs prune --yes --keep-within 30d --keep-tag 'release-*' /srv/oci\n  pfs prune --free 20GiB --keep-last 1 /srv/oci\n  pfs prune --yes /srv/oci"
+    after_help = "Examples:\n  pfs prune -n --explain --keep-last 5 /srv/oci\n  pfs prune --yes --keep-within 30d --keep-tag 'release-*' /srv/oci\n  pfs prune --yes --free 20GiB --keep-last 1 /srv/oci\n  pfs prune --yes /srv/oci"
 )]
 pub struct Args {
     /// The layout directory.

@@ -29,6 +29,9 @@ pub struct MountState {
     pub pid: Option<u32>,
     /// Since when.
     pub since: Option<jiff::Timestamp>,
+    /// How many of its blobs have a second name of ours, so that they outlive other tools' collections. 0 while they are being
+    /// made, and where the filesystem or its rules forbid links.
+    pub pins: u64,
     /// The name of its lease.
     pub lease: Option<String>,
     /// Whether it is alive.
@@ -91,6 +94,8 @@ fn from_lease(store: &Store, lease: &LeaseState, lines: &[MountLine]) -> MountSt
         manifest: record.and_then(|record| record.manifest),
         pid: record.map(|record| record.pid),
         since: record.map(|record| record.since),
+        // A number for people: what cannot be listed shows as none.
+        pins: record.and_then(|record| store.linked_pins(&record.manifest?).ok()).unwrap_or(0),
         lease: Some(lease.id.clone()),
         mountpoint,
         life,
@@ -107,6 +112,7 @@ fn from_line(line: &MountLine) -> MountState {
         manifest: None,
         pid: None,
         since: None,
+        pins: 0,
         lease: None,
         life: if is_dead(&line.mountpoint) { Life::DeadMount } else { Life::NoLease },
     }

@@ -203,7 +203,9 @@ impl Shelf {
         let mut restored = 0;
         for digest in digests.iter().filter(|digest| !self.stored.contains(digest)) {
             match self.quarantined.get(digest) {
-                Some(blob) => drop(store.restore(blob)?),
+                Some(blob) => {
+                    store.restore(blob)?;
+                }
                 None if store.heal_from_pins(digest)? => {}
                 None => return Err(StoreError::Missing(*digest)),
             }
