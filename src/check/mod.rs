@@ -10,7 +10,7 @@ pub use repair::{Repair, RepairAction, repair};
 use std::collections::HashSet;
 
 use crate::{
-    graph::{ImageError, Root, pick, walk},
+    graph::{Afresh, ImageError, Root, pick, walk},
     name::{Digest, Selector},
     observe::{Event, Observer},
     store::{Inventory, Store, StoreError},
@@ -69,7 +69,7 @@ pub fn check(store: &Store, options: &CheckOptions, watch: &dyn Observer) -> Res
     watch.event(Event::Phase("checking images"));
     for root in roots {
         let name = root.origin.to_string();
-        match walk(store, vec![root]) {
+        match walk(&Afresh(store), vec![root]) {
             Ok(graph) => {
                 image::check_nodes(store, &graph, &inventory, &name, &mut report.findings);
                 needed.extend(graph.digests());

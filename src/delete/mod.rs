@@ -94,7 +94,10 @@ impl DeletePlan {
             targets.extend(parents::parents(store, index.document(), &edited, graph, &targets, &held));
         }
         let edited = index.document().without(&places_of(&targets));
-        let scope = needed_by(store, index.document(), &targets);
+        let scope = match &graph {
+            Some(graph) if complete => needed_in(graph, &places_of(&targets)),
+            _ => needed_by(store, index.document(), &targets),
+        };
         Ok(Self { targets, edited, scope, unpinned, graph, options })
     }
 
@@ -193,6 +196,12 @@ fn held(leases: &[LeaseState], pins: &[Pin]) -> HashSet<Digest> {
 fn graph_of_targets(store: &Store, index: &IndexDocument, places: &[usize]) -> Option<ImageGraph> {
     let roots = Root::of_index(index);
     walk(store, places.iter().map(|place| roots[*place].clone()).collect()).ok()
+}
+
+/// Everything that the entries at these places need, in the graph of the whole index.
+fn needed_in(graph: &ImageGraph, places: &[usize]) -> HashSet<Digest> {
+    let nodes: Vec<usize> = places.iter().map(|place| graph.roots()[*place].1).collect();
+    graph.closure(&nodes).0.into_iter().map(|blob| graph.digest(blob)).collect()
 }
 
 /// Everything that the targets need, as far as it can be read: an image whose rootfs is damaged can be deleted too, and what

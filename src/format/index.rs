@@ -28,7 +28,7 @@ pub struct Descriptor {
 }
 
 /// A digest of a descriptor.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum DescriptorDigest {
     /// Of the algorithm that stores are made of.
     Sha256(Digest),

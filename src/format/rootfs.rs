@@ -7,7 +7,9 @@
 //! A layer keeps its inodes, entries, names and chunk references in a few flat arrays rather than in one allocation
 //! each: a million entries then decode in a fraction of a second.
 
-use std::{collections::HashMap, ops::Range};
+use std::ops::Range;
+
+use hashbrown::HashMap;
 
 use super::{FormatError, check_name, file_map::FileMap, wire};
 use crate::name::{ChunkId, Digest};
@@ -222,11 +224,16 @@ impl Rootfs {
 
     /// Every chunk that any layer or the verity table names, sorted, once each: what the image may need.
     pub fn chunks(&self) -> Vec<ChunkId> {
-        let layers = self.layers.iter().flat_map(|layer| layer.digests.iter().copied());
-        let mut chunks: Vec<_> = layers.chain(self.verity.iter().map(|(chunk, _)| *chunk)).collect();
+        let mut chunks: Vec<_> = self.chunks_named().collect();
         chunks.sort_unstable();
         chunks.dedup();
         chunks
+    }
+
+    /// The same, in no order, each as often as a layer or the verity table names it.
+    pub fn chunks_named(&self) -> impl Iterator<Item = ChunkId> {
+        let layers = self.layers.iter().flat_map(|layer| layer.digests.iter().copied());
+        layers.chain(self.verity.iter().map(|(chunk, _)| *chunk))
     }
 
     fn check_entries_resolve(&self) -> Result<(), FormatError> {

@@ -5,6 +5,8 @@
 //! builds take shared. If they are others, the lock is let go, everything is walked again, and the batch begins anew. What other
 //! programs write in spite of the lock is caught by a last look before the purge, when all of it can still go back.
 
+use std::time::{Duration, Instant};
+
 use super::{Facts, GcError, GcPlan, GcReport, Marks, PlannedBlob, Policy, Roots, Verdict, plan};
 use crate::{
     name::Digest,
@@ -12,8 +14,11 @@ use crate::{
     store::{ExclusiveGuard, QuarantinedBlob, Store},
 };
 
-/// So many blobs move or go while the lock is held once: a few milliseconds.
-const BATCH: usize = 256;
+/// After so long in one go the lock is let go, so that mounts and builds need not wait. Each step under it is a handful of
+/// system calls, but how long an unlink takes is for the disk to say, so it is time that is limited and not the number.
+const TURN: Duration = Duration::from_millis(15);
+/// Stale pins are cheap to unlink, since their blobs mostly have another name.
+const PINS_PER_TURN: usize = 256;
 /// How often the marks are made anew before the collector gives up.
 const REMARKS_MAX: u32 = 32;
 const CLOCK_SKEW_SECONDS_MAX: u64 = 300;
@@ -26,7 +31,7 @@ pub fn collect(store: &Store, policy: Policy, now_seconds: i64, watch: &dyn Obse
 
 /// Applies a plan. Becomes the store's collector first, or fails with [`crate::store::StoreError::Locked`].
 pub fn apply(plan: GcPlan, store: &Store, now_seconds: i64, watch: &dyn Observer) -> Result<GcReport, GcError> {
-    let _collector = store.lock_collector()?;
+    let collector = store.lock_collector()?;
     check_clock(store, now_seconds)?;
     let epoch = epoch_name(now_seconds);
     let mut run = Run { store, watch, now_seconds, marks: plan.marks, remarks: 0, report: GcReport::default() };
@@ -36,7 +41,8 @@ pub fn apply(plan: GcPlan, store: &Store, now_seconds: i64, watch: &dyn Observer
         .into_iter()
         .filter(|blob| matches!(blob.verdict, Verdict::Condemn | Verdict::Purge | Verdict::Restore))
         .partition(|blob| blob.verdict == Verdict::Condemn);
-    let mut quarantined: Vec<_> = in_quarantine.into_iter().filter_map(|blob| blob.quarantined).collect();
+    let mut quarantined: Vec<_> =
+        in_quarantine.into_iter().filter_map(|blob| blob.quarantined).map(|blob| *blob).collect();
     let moved = run.condemn(&condemned, &epoch)?;
     run.refresh()?;
     match plan.hold_seconds {
@@ -46,6 +52,7 @@ pub fn apply(plan: GcPlan, store: &Store, now_seconds: i64, watch: &dyn Observer
     run.purge(quarantined)?;
     store.log_index(&store.index()?)?;
     run.tidy(&plan.stale.iter().map(|stale| stale.name.clone()).collect::<Vec<_>>())?;
+    store.save_references(&collector);
     Ok(run.report)
 }
 
@@ -60,6 +67,20 @@ fn check_clock(store: &Store, now_seconds: i64) -> Result<(), GcError> {
 /// Unique enough: one collector at a time, and blobs of two runs in one epoch would do no harm.
 fn epoch_name(now_seconds: i64) -> String {
     format!("{now_seconds}-{}", std::process::id())
+}
+
+/// One stretch of work under the lock.
+struct Turn(Instant);
+
+impl Turn {
+    fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Whether there is time for another step.
+    fn goes_on(&self) -> bool {
+        self.0.elapsed() < TURN
+    }
 }
 
 struct Run<'s> {
@@ -106,10 +127,14 @@ impl<'s> Run<'s> {
     fn condemn(&mut self, condemned: &[PlannedBlob], epoch: &str) -> Result<Vec<QuarantinedBlob>, GcError> {
         let mut moved = Vec::new();
         self.watch.event(Event::Phase("moving to quarantine"));
-        for batch in condemned.chunks(BATCH) {
+        let mut left = condemned.iter().peekable();
+        while left.peek().is_some() {
             let guard = self.lock_with_current_marks()?;
-            for blob in batch.iter().filter(|blob| !self.marks.needs(&blob.digest)) {
-                if self.store.condemn(&guard, &blob.digest, &blob.stat, blob.newest_max, epoch)? {
+            let turn = Turn::begin();
+            while let Some(blob) = left.next_if(|_| turn.goes_on()) {
+                if !self.marks.needs(&blob.digest)
+                    && self.store.condemn(&guard, &blob.digest, &blob.stat, blob.newest_max, epoch)?
+                {
                     moved.push(QuarantinedBlob { digest: blob.digest, epoch: epoch.into(), stat: blob.stat });
                 }
             }
@@ -136,8 +161,13 @@ impl<'s> Run<'s> {
     /// Removes the pins that ended mounts have left behind.
     fn remove_stale_pins(&mut self, manifests: &[Digest]) -> Result<(), GcError> {
         for manifest in manifests {
-            let guard = self.store.lock_exclusive()?;
-            self.report.freed_bytes += self.store.remove_stale_pins(&guard, manifest)?;
+            let mut is_done = false;
+            while !is_done {
+                let guard = self.store.lock_exclusive()?;
+                let freed_bytes;
+                (freed_bytes, is_done) = self.store.remove_stale_pins(&guard, manifest, PINS_PER_TURN)?;
+                self.report.freed_bytes += freed_bytes;
+            }
         }
         Ok(())
     }
@@ -145,9 +175,11 @@ impl<'s> Run<'s> {
     /// Restores what is needed by now, and unlinks the rest.
     fn purge(&mut self, quarantined: Vec<QuarantinedBlob>) -> Result<(), GcError> {
         self.watch.event(Event::Phase("freeing"));
-        for batch in quarantined.chunks(BATCH) {
+        let mut left = quarantined.iter().peekable();
+        while left.peek().is_some() {
             let guard = self.lock_with_current_marks()?;
-            for blob in batch {
+            let turn = Turn::begin();
+            while let Some(blob) = left.next_if(|_| turn.goes_on()) {
                 if self.marks.needs(&blob.digest) {
                     self.report.freed_bytes += self.store.restore(blob)?;
                     self.report.restored.push(blob.digest);

@@ -3,8 +3,8 @@
 use std::{collections::HashSet, path::PathBuf};
 
 use crate::{
-    format::{DescriptorDigest, IndexDocument},
-    graph::{BlobSource, ImageGraph, Root, RootOrigin, RootfsProblem, WalkError, walk},
+    format::{DescriptorDigest, IndexDocument, references_in_text},
+    graph::{BlobSource, DocumentProblem, Form, ImageGraph, Root, RootOrigin, WalkError, walk},
     name::{Digest, MediaKind},
     observe::{Event, Observer},
     store::{
@@ -191,8 +191,11 @@ impl Marks {
 
     /// Whether index, leases and pins are still those that these marks were derived from.
     pub fn are_current(&self, store: &Store) -> Result<bool, GcError> {
+        if store.index_digest()? != self.stamp.index {
+            return Ok(false);
+        }
         let others = other_indexes(store)?;
-        Ok(Stamp::of(&store.index()?.digest(), &others, &store.leases()?, &store.pins()?) == self.stamp)
+        Ok(Stamp::of(&self.stamp.index, &others, &store.leases()?, &store.pins()?) == self.stamp)
     }
 
     /// Whether no process has taken up a blob of the store that was not known to be needed.
@@ -243,9 +246,9 @@ fn kind_of_used(store: &Store, digest: &Digest) -> Result<Option<MediaKind>, Sto
         Ok(true) => return Ok(Some(MediaKind::Unknown)),
         Ok(false) => {}
     }
-    match store.rootfs_references(digest) {
+    match store.references(digest, Form::Rootfs) {
         Ok(_) => Ok(Some(MediaKind::Rootfs)),
-        Err(RootfsProblem::Store(error @ StoreError::Io { .. })) => Err(error),
+        Err(DocumentProblem::Store(error @ StoreError::Io { .. })) => Err(error),
         Err(_) => Ok(Some(MediaKind::Leaf)),
     }
 }
@@ -276,7 +279,12 @@ fn lease_roots(lease: &LeaseState) -> Result<Vec<Root>, GcError> {
 fn released(store: &Store, marks: &Marks) -> Result<HashSet<Digest>, GcError> {
     let mut released = HashSet::new();
     let mut seen = HashSet::new();
-    for index in store.index_history()? {
+    for note in store.index_notes()? {
+        // Nearly all entries of nearly all notes are those of the present index, so most need no parsing.
+        if references_in_text(note.bytes()).iter().all(|digest| marks.graph.needs(digest) || seen.contains(digest)) {
+            continue;
+        }
+        let Ok(index) = IndexDocument::parse(note.bytes()) else { continue };
         for root in Root::of_index(&index) {
             let DescriptorDigest::Sha256(digest) = root.digest else { continue };
             if marks.graph.needs(&digest) || !seen.insert(digest) {

@@ -88,7 +88,7 @@ pub struct PlannedBlob {
     pub stat: BlobStat,
     /// What is to become of it.
     pub verdict: Verdict,
-    pub(super) quarantined: Option<QuarantinedBlob>,
+    pub(super) quarantined: Option<Box<QuarantinedBlob>>,
     /// It must not be found younger than this when its turn comes. A blob that was published once may be: links come and
     /// go. One that was not is somebody's as soon as it is touched.
     pub(super) newest_max: i64,
@@ -116,13 +116,16 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
         Scope::Only(digests) => digests.contains(digest),
     };
     let whole_store = matches!(policy.scope, Scope::Store);
-    let judged: Vec<_> = facts
-        .inventory
-        .blobs
-        .iter()
-        .map(|(digest, stat)| (*digest, *stat, judge(digest, stat, &facts, &held, &policy, now_seconds)))
-        .collect();
-    let young = judged.iter().filter(|(.., verdict)| matches!(verdict, Verdict::Young(_))).count() as u64;
+    let mut young = 0;
+    let mut present = Vec::new();
+    for (digest, stat) in &facts.inventory.blobs {
+        let verdict = judge(digest, stat, &facts, &held, &policy, now_seconds);
+        young += u64::from(matches!(verdict, Verdict::Young(_)));
+        if in_scope(digest) {
+            let newest_max = if facts.released.contains(digest) { i64::MAX } else { stat.newest_seconds };
+            present.push(PlannedBlob { digest: *digest, stat: *stat, verdict, quarantined: None, newest_max });
+        }
+    }
     let evidence = hold::evidence(&facts.traces, &facts.marks.processes, young, now_seconds);
     let hold_seconds = policy.hold.seconds(&evidence);
     let mut tally = Tally::new(facts.stale_pins.clone());
@@ -141,20 +144,17 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
             Verdict::Restore if facts.inventory.get(&blob.digest).is_some() => tally.add(&blob.stat),
             _ => {}
         }
-        let quarantined = Some(blob.clone());
+        let quarantined = Some(Box::new(blob.clone()));
         blobs.push(PlannedBlob { digest: blob.digest, stat: blob.stat, verdict, quarantined, newest_max: i64::MAX });
     }
-    for (digest, stat, mut verdict) in judged.into_iter().filter(|(digest, ..)| in_scope(digest)) {
+    for blob in present.iter_mut().filter(|blob| blob.verdict == Verdict::Condemn) {
         let going = if hold_seconds == 0 { &mut tally } else { &mut condemned };
-        if verdict == Verdict::Condemn && policy.max_freed.is_some_and(|limit| going.bytes >= limit) {
-            verdict = Verdict::Keep(KeepReason::LimitReached);
+        match policy.max_freed {
+            Some(limit) if going.bytes >= limit => blob.verdict = Verdict::Keep(KeepReason::LimitReached),
+            _ => going.add(&blob.stat),
         }
-        if verdict == Verdict::Condemn {
-            going.add(&stat);
-        }
-        let newest_max = if facts.released.contains(&digest) { i64::MAX } else { stat.newest_seconds };
-        blobs.push(PlannedBlob { digest, stat, verdict, quarantined: None, newest_max });
     }
+    blobs.append(&mut present);
     let stale = if whole_store { facts.stale } else { Vec::new() };
     GcPlan {
         freed_bytes: tally.bytes + stale.iter().map(|stale| stale.bytes).sum::<u64>(),
@@ -205,8 +205,7 @@ fn held_by_others(marks: &Marks) -> HashMap<Digest, Vec<Holder>> {
     let graph = &marks.graph;
     let entries: Vec<usize> =
         graph.roots().iter().filter(|(root, _)| root.origin.is_entry()).map(|(_, node)| *node).collect();
-    let mut needed = vec![false; graph.len()];
-    graph.closure(&entries).0.iter().for_each(|blob| needed[*blob as usize] = true);
+    let needed = graph.reach(&entries);
     let mut held: HashMap<Digest, Vec<Holder>> = HashMap::new();
     for (root, node) in graph.roots().iter().filter(|(root, _)| !root.origin.is_entry()) {
         let holder = Holder::Root(root.origin.clone());

@@ -21,18 +21,27 @@ impl RefCounts {
 impl ImageGraph {
     /// Everything that these nodes need, directly or through others.
     pub fn closure(&self, nodes: &[usize]) -> Closure {
+        match nodes {
+            [node] if self.nodes()[*node].children.is_empty() => Closure(self.nodes()[*node].needs.clone()),
+            _ => {
+                let reached = self.reach(nodes);
+                Closure((0..).zip(reached).filter(|(_, reached)| *reached).map(|(blob, _)| blob).collect())
+            }
+        }
+    }
+
+    /// The same, as a mark for each blob number.
+    pub fn reach(&self, nodes: &[usize]) -> Vec<bool> {
         let mut seen = vec![false; self.nodes().len()];
         let mut open = nodes.to_vec();
-        let mut needs = Vec::new();
+        let mut reached = vec![false; self.len()];
         while let Some(node) = open.pop() {
             if !std::mem::replace(&mut seen[node], true) {
-                needs.extend_from_slice(&self.nodes()[node].needs);
+                self.nodes()[node].needs.iter().for_each(|blob| reached[*blob as usize] = true);
                 open.extend_from_slice(&self.nodes()[node].children);
             }
         }
-        needs.sort_unstable();
-        needs.dedup();
-        Closure(needs)
+        reached
     }
 
     /// A document and all documents under it.

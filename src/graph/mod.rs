@@ -6,11 +6,13 @@
 mod closure;
 mod dangling;
 mod image;
+mod references;
 mod source;
 mod walk;
 
 pub use closure::{Closure, RefCounts};
 pub use dangling::dangling;
 pub use image::{ImageError, LoadedImage, Picked, load_image, pick};
-pub use source::{BlobSource, RootfsProblem, RootfsReferences};
+pub use references::{Blobs, Form, Reference, References, Role, Shape};
+pub use source::{Afresh, BlobSource, DocumentProblem};
 pub use walk::{ImageGraph, Node, NodeKind, Root, RootOrigin, WalkError, WalkProblem, walk};

@@ -1,12 +1,17 @@
 //! Where the walk gets its bytes from.
 
-use std::sync::Arc;
+use std::{
+    cell::RefCell,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
 
+use super::references::{Blobs, Form, Reference, References, Shape};
 use crate::{
     codec,
-    format::{BlobRef, Limits, Rootfs, message_length},
-    name::Digest,
-    store::{Store, StoreError},
+    format::{BlobRef, FormatError, Limits, ManifestDocument, Rootfs, message_length},
+    name::{Digest, MediaKind},
+    store::{FileStamp, Store, StoreError},
 };
 
 /// Whatever can read blobs: a store, or a map in memory for tests.
@@ -23,34 +28,69 @@ pub trait BlobSource {
         Ok(true)
     }
 
-    /// What a rootfs names. The default decodes it; a source that remembers may answer from memory, since a rootfs
-    /// never changes under its digest.
-    fn rootfs_references(&self, digest: &Digest) -> Result<Arc<RootfsReferences>, RootfsProblem> {
-        let (rootfs, _) = read_rootfs(self, digest)?;
-        Ok(Arc::new(RootfsReferences::of(&rootfs)))
+    /// What a document refers to. The default reads it; a source that remembers may answer from memory, since a document
+    /// never changes under its digest, provided that it knows the file to be as it was.
+    fn references(&self, digest: &Digest, form: Form) -> Result<References, DocumentProblem> {
+        read_references(self, digest, form)
+    }
+
+    /// The digests that numbers of this source's [`Blobs::Numbered`] stand for.
+    fn digests(&self, _numbers: &[u32]) -> Vec<Digest> {
+        Vec::new()
+    }
+
+    /// These documents will be asked for soon, and what they link to.
+    fn expect(&self, _documents: &[(Digest, MediaKind)]) {}
+}
+
+/// Why it is not known what a document refers to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DocumentProblem {
+    /// It could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It could not be decoded.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// It refers to a document by a digest that stores of this program do not have.
+    #[error("{0} is not a sha256 digest")]
+    Algorithm(String),
+}
+
+impl From<RootfsProblem> for DocumentProblem {
+    fn from(problem: RootfsProblem) -> Self {
+        match problem {
+            RootfsProblem::Store(error) => Self::Store(error),
+            RootfsProblem::Format(error) => Self::Format(error),
+        }
     }
 }
 
-/// Everything that a rootfs refers to.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct RootfsReferences {
-    /// Every chunk that a layer or the verity table names, sorted, once each.
-    pub chunks: Vec<Digest>,
-    /// The metadata blobs of a version 2 rootfs.
-    pub metadata: Vec<Digest>,
-}
+/// A manifest lists every chunk with about 160 bytes: this is for images of 100 GB.
+pub(super) const DOCUMENT_BYTES_MAX: u64 = 256 << 20;
 
-impl RootfsReferences {
-    /// What this rootfs refers to.
-    pub fn of(rootfs: &Rootfs) -> Self {
-        let chunks = rootfs.chunks().into_iter().map(Digest::from).collect();
-        Self { chunks, metadata: rootfs.metadata_blobs().to_vec() }
+fn read_references<S: BlobSource + ?Sized>(
+    source: &S,
+    digest: &Digest,
+    form: Form,
+) -> Result<References, DocumentProblem> {
+    match form {
+        Form::Document => {
+            let document = ManifestDocument::parse(&source.read(digest, DOCUMENT_BYTES_MAX)?)?;
+            References::of_document(&document).map_err(|other| DocumentProblem::Algorithm(other.0))
+        }
+        Form::Rootfs => {
+            let (rootfs, _) = read_rootfs(source, digest)?;
+            let named = rootfs.chunks_named().map(Digest::from).chain(rootfs.metadata_blobs().iter().copied());
+            Ok(References { shape: Shape::Rootfs, links: Vec::new(), blobs: Blobs::Named(named.collect()) })
+        }
     }
 }
 
 /// Why a rootfs could not be had.
 #[derive(Debug, thiserror::Error)]
-pub enum RootfsProblem {
+pub(super) enum RootfsProblem {
     /// It could not be read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -96,5 +136,111 @@ impl BlobSource for Store {
     fn looks_like_message(&self, digest: &Digest) -> Result<bool, StoreError> {
         let (start, len) = self.blob_start(digest)?;
         Ok(message_length(&start) == Some(len))
+    }
+
+    fn references(&self, digest: &Digest, form: Form) -> Result<References, DocumentProblem> {
+        match self.recall(digest).and_then(|known| References::of_remembered(known, form)) {
+            Some(known) => Ok(known),
+            None => Witnessed::new(self).learn(digest, form),
+        }
+    }
+
+    fn digests(&self, numbers: &[u32]) -> Vec<Digest> {
+        self.remembered_digests(numbers)
+    }
+
+    /// Reads on several threads what is not remembered. What cannot be read is left for the walk to find.
+    fn expect(&self, documents: &[(Digest, MediaKind)]) {
+        if documents.len() < EXPECTED_MIN {
+            return;
+        }
+        let next = AtomicUsize::new(0);
+        let read = || {
+            while let Some((digest, kind)) = documents.get(next.fetch_add(1, Ordering::Relaxed)) {
+                learn_image(self, digest, *kind);
+            }
+        };
+        let others = thread::available_parallelism().map_or(1, usize::from).min(READERS_MAX) - 1;
+        thread::scope(|scope| {
+            (0..others).for_each(|_| drop(scope.spawn(read)));
+            read();
+        });
+    }
+}
+
+/// For fewer documents, threads cost more than they give.
+const EXPECTED_MIN: usize = 8;
+/// Each has a document of perhaps many megabytes in hand.
+const READERS_MAX: usize = 8;
+
+fn learn_image(store: &Store, digest: &Digest, kind: MediaKind) {
+    let form = match kind {
+        MediaKind::Rootfs => Form::Rootfs,
+        MediaKind::Manifest | MediaKind::Index => Form::Document,
+        _ => return,
+    };
+    for rootfs in learn(store, digest, form).iter().filter(|link| link.kind == MediaKind::Rootfs) {
+        learn(store, &rootfs.digest, Form::Rootfs);
+    }
+}
+
+/// Has the store know a document, and gives its links.
+fn learn(store: &Store, digest: &Digest, form: Form) -> Vec<Reference> {
+    match store.recall_links(digest) {
+        Some(links) => links.into_iter().filter_map(|(code, digest)| Reference::of_code(code, digest)).collect(),
+        None => store.references(digest, form).map_or_else(|_| Vec::new(), |references| references.links),
+    }
+}
+
+/// A store, and which state of which files has been read through it.
+struct Witnessed<'s> {
+    store: &'s Store,
+    files: RefCell<Vec<(Digest, Option<FileStamp>)>>,
+}
+
+impl<'s> Witnessed<'s> {
+    fn new(store: &'s Store) -> Self {
+        Self { store, files: RefCell::default() }
+    }
+
+    /// Reads what a document refers to, and has the store remember it.
+    fn learn(self, digest: &Digest, form: Form) -> Result<References, DocumentProblem> {
+        let references = read_references(&self, digest, form)?;
+        let files = self.files.into_inner();
+        let stamped: Option<Vec<_>> = files.into_iter().map(|(digest, stamp)| Some((digest, stamp?))).collect();
+        if let (Some(files), Blobs::Named(blobs)) = (stamped, &references.blobs) {
+            let (shape, links) = references.codes();
+            self.store.remember(digest, &files, shape, &links, blobs);
+        }
+        Ok(references)
+    }
+}
+
+impl BlobSource for Witnessed<'_> {
+    fn read(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, StoreError> {
+        let (bytes, stamp) = self.store.read_blob_stamped(digest, limit)?;
+        self.files.borrow_mut().push((*digest, stamp));
+        Ok(bytes)
+    }
+
+    fn read_json(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        self.store.read_json(digest, limit)
+    }
+}
+
+/// A store that is read from its disk whatever is remembered of it: for those who look for damage.
+pub struct Afresh<'s>(pub &'s Store);
+
+impl BlobSource for Afresh<'_> {
+    fn read(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, StoreError> {
+        self.0.read(digest, limit)
+    }
+
+    fn read_json(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        self.0.read_json(digest, limit)
+    }
+
+    fn looks_like_message(&self, digest: &Digest) -> Result<bool, StoreError> {
+        self.0.looks_like_message(digest)
     }
 }

@@ -4,14 +4,19 @@
 //! is followed through every list it has. What is of an unknown type and begins like JSON is searched for digests.
 
 use std::{
-    collections::HashMap,
     fmt,
     path::{Path, PathBuf},
 };
 
-use super::{BlobSource, source::RootfsProblem};
+use hashbrown::{HashMap, HashSet};
+
+use super::{
+    BlobSource,
+    references::{Blobs, Form, Reference, References, Role, Shape},
+    source::{DOCUMENT_BYTES_MAX, DocumentProblem},
+};
 use crate::{
-    format::{DescriptorDigest, FormatError, IndexDocument, Link, ManifestDocument, references_in_text},
+    format::{DescriptorDigest, FormatError, IndexDocument, ManifestDocument, references_in_text},
     name::{Digest, MediaKind, Tag},
     store::StoreError,
 };
@@ -163,22 +168,30 @@ impl WalkError {
     }
 }
 
-impl From<RootfsProblem> for WalkProblem {
-    fn from(problem: RootfsProblem) -> Self {
+impl From<DocumentProblem> for WalkProblem {
+    fn from(problem: DocumentProblem) -> Self {
         match problem {
-            RootfsProblem::Store(error) => Self::Store(error),
-            RootfsProblem::Format(error) => Self::Format(error),
+            DocumentProblem::Store(error) => Self::Store(error),
+            DocumentProblem::Format(error) => Self::Format(error),
+            DocumentProblem::Algorithm(text) => Self::Algorithm(text),
         }
     }
 }
 
 const DEPTH_MAX: usize = 32;
-/// A manifest lists every chunk with about 160 bytes: this is for images of 100 GB.
-const DOCUMENT_BYTES_MAX: u64 = 256 << 20;
+const UNTRANSLATED: u32 = u32::MAX;
+const NOBODY: u32 = u32::MAX;
 
 /// Walks from the roots to everything they need, or says what it could not read.
 pub fn walk<S: BlobSource + ?Sized>(source: &S, roots: Vec<Root>) -> Result<ImageGraph, WalkError> {
-    let mut walker = Walker { source, graph: ImageGraph::default(), path: Vec::new() };
+    source.expect(&expected(&roots));
+    let mut walker = Walker {
+        source,
+        graph: ImageGraph::default(),
+        translated: Vec::new(),
+        needed_by: Vec::new(),
+        path: Vec::new(),
+    };
     for root in roots {
         walker.path.push(root.origin.to_string());
         let node = walker.root(&root)?;
@@ -188,9 +201,24 @@ pub fn walk<S: BlobSource + ?Sized>(source: &S, roots: Vec<Root>) -> Result<Imag
     Ok(walker.graph)
 }
 
+/// The documents that the roots are, once each.
+fn expected(roots: &[Root]) -> Vec<(Digest, MediaKind)> {
+    let mut seen = HashSet::new();
+    let documents = roots.iter().filter_map(|root| match &root.digest {
+        DescriptorDigest::Sha256(digest) => Some((*digest, root.kind)),
+        DescriptorDigest::Other(_) => None,
+    });
+    documents.filter(|document| seen.insert(*document)).collect()
+}
+
 struct Walker<'s, S: ?Sized> {
     source: &'s S,
     graph: ImageGraph,
+    /// For numbers of the source, those of the graph.
+    translated: Vec<u32>,
+    /// For numbers of the graph, the document that was last found to need them: a manifest and its rootfs name the same
+    /// chunks, and it is cheaper not to note them twice than to sort them out afterwards.
+    needed_by: Vec<u32>,
     path: Vec<String>,
 }
 
@@ -268,75 +296,87 @@ impl<S: BlobSource + ?Sized> Walker<'_, S> {
             }
             filled => filled?,
         }
-        node.needs.sort_unstable();
+        // They come in a few rising runs, which this sort merges and an unstable one would not.
+        node.needs.sort();
         node.needs.dedup();
+        node.needs.shrink_to_fit();
         Ok(self.graph.add(node))
     }
 
     fn document(&mut self, digest: &Digest, node: &mut Node) -> Result<(), WalkError> {
-        let bytes =
-            self.source.read(digest, DOCUMENT_BYTES_MAX).map_err(|cause| self.fail(WalkProblem::Store(cause)))?;
-        let document = ManifestDocument::parse(&bytes).map_err(|cause| self.fail(WalkProblem::Format(cause)))?;
-        self.follow(document, node)
+        let references = self.source.references(digest, Form::Document).map_err(|cause| self.fail(cause))?;
+        self.follow(&references, node)
     }
 
-    fn follow(&mut self, document: ManifestDocument, node: &mut Node) -> Result<(), WalkError> {
-        node.kind = match document.is_index() {
-            true => NodeKind::Index,
-            false => NodeKind::Manifest(self.rootfs_number(&document)),
+    fn follow(&mut self, references: &References, node: &mut Node) -> Result<(), WalkError> {
+        node.kind = match references.shape {
+            Shape::Index => NodeKind::Index,
+            Shape::Manifest => NodeKind::Manifest(references.rootfs().map(|rootfs| self.graph.number(&rootfs))),
+            Shape::Rootfs => NodeKind::Rootfs,
         };
-        for link in &document.manifests {
-            self.child(link, node)?;
-        }
-        if let Some(subject) = &document.subject {
-            self.child(subject, node)?;
-        }
-        let leaves = document.config.iter().chain(&document.layers).chain(&document.blobs);
-        for link in leaves {
-            self.leaf(link, node)?;
+        self.need(&references.blobs, node)?;
+        for link in &references.links {
+            match (link.role, link.kind) {
+                (Role::Child, _) => self.child(link, node)?,
+                (_, MediaKind::Rootfs) => {
+                    node.needs.push(self.graph.number(&link.digest));
+                    self.path.push(format!("rootfs {}", link.digest.short()));
+                    self.rootfs(&link.digest, node)?;
+                    self.path.pop();
+                }
+                _ => {
+                    node.needs.push(self.graph.number(&link.digest));
+                    self.child(link, node)?;
+                }
+            }
         }
         Ok(())
     }
 
-    fn rootfs_number(&mut self, document: &ManifestDocument) -> Option<u32> {
-        match &document.rootfs()?.digest {
-            DescriptorDigest::Sha256(digest) => Some(self.graph.number(digest)),
-            DescriptorDigest::Other(_) => None,
-        }
-    }
-
-    fn child(&mut self, link: &Link, node: &mut Node) -> Result<(), WalkError> {
-        match &link.digest {
-            DescriptorDigest::Sha256(digest) => {
-                let child = self.node(digest, link.kind, Presence::Optional)?;
-                node.children.push(child);
-                Ok(())
-            }
-            DescriptorDigest::Other(text) => Err(self.fail(WalkProblem::Algorithm(text.clone()))),
-        }
-    }
-
-    /// What stands in the place of a config or layer. Other algorithms name files that are never collected.
-    fn leaf(&mut self, link: &Link, node: &mut Node) -> Result<(), WalkError> {
-        let DescriptorDigest::Sha256(digest) = &link.digest else { return Ok(()) };
-        node.needs.push(self.graph.number(digest));
-        match link.kind {
-            MediaKind::Chunk | MediaKind::Leaf | MediaKind::Inodes => Ok(()),
-            MediaKind::Rootfs => {
-                self.path.push(format!("rootfs {}", digest.short()));
-                self.rootfs(digest, node)?;
-                self.path.pop();
-                Ok(())
-            }
-            MediaKind::Index | MediaKind::Manifest | MediaKind::Unknown => self.child(link, node),
-        }
+    fn child(&mut self, link: &Reference, node: &mut Node) -> Result<(), WalkError> {
+        let child = self.node(&link.digest, link.kind, Presence::Optional)?;
+        node.children.push(child);
+        Ok(())
     }
 
     fn rootfs(&mut self, digest: &Digest, node: &mut Node) -> Result<(), WalkError> {
-        let references = self.source.rootfs_references(digest).map_err(|cause| self.fail(cause))?;
-        for digest in references.chunks.iter().chain(&references.metadata) {
-            node.needs.push(self.graph.number(digest));
+        let references = self.source.references(digest, Form::Rootfs).map_err(|cause| self.fail(cause))?;
+        self.need(&references.blobs, node)
+    }
+
+    fn need(&mut self, blobs: &Blobs, node: &mut Node) -> Result<(), WalkError> {
+        match blobs {
+            Blobs::Named(digests) => node.needs.extend(digests.iter().map(|digest| self.graph.number(digest))),
+            Blobs::Numbered(numbers) => {
+                self.translate(numbers)?;
+                for number in numbers {
+                    let blob = self.translated[*number as usize];
+                    if std::mem::replace(&mut self.needed_by[blob as usize], node.blob) != node.blob {
+                        node.needs.push(blob);
+                    }
+                }
+            }
         }
+        Ok(())
+    }
+
+    /// Sees to it that the graph has numbers of its own for these numbers of the source.
+    fn translate(&mut self, numbers: &[u32]) -> Result<(), WalkError> {
+        let len = numbers.iter().max().map_or(0, |last| *last as usize + 1);
+        if self.translated.len() < len {
+            self.translated.resize(len, UNTRANSLATED);
+        }
+        let is_new = |number: &&u32| self.translated[**number as usize] == UNTRANSLATED;
+        let new: Vec<u32> = numbers.iter().filter(is_new).copied().collect();
+        let digests = if new.is_empty() { Vec::new() } else { self.source.digests(&new) };
+        if digests.len() < new.len() {
+            let problem = "the source has forgotten what its numbers stand for".into();
+            return Err(self.fail(WalkProblem::Changing(problem)));
+        }
+        for (number, digest) in new.iter().zip(&digests) {
+            self.translated[*number as usize] = self.graph.number(digest);
+        }
+        self.needed_by.resize(self.graph.len(), NOBODY);
         Ok(())
     }
 
@@ -345,13 +385,10 @@ impl<S: BlobSource + ?Sized> Walker<'_, S> {
         if !self.source.looks_like_message(digest).map_err(|cause| self.fail(WalkProblem::Store(cause)))? {
             return Ok(());
         }
-        match self.source.rootfs_references(digest) {
-            Err(RootfsProblem::Format(_)) => Ok(()),
+        match self.source.references(digest, Form::Rootfs) {
+            Err(DocumentProblem::Format(_)) => Ok(()),
             Err(problem) => Err(self.fail(problem)),
-            Ok(_) => {
-                node.kind = NodeKind::Rootfs;
-                self.rootfs(digest, node)
-            }
+            Ok(references) => self.follow(&references, node),
         }
     }
 
@@ -363,7 +400,9 @@ impl<S: BlobSource + ?Sized> Walker<'_, S> {
             return self.perhaps_rootfs(digest, node);
         };
         if let Ok(document) = ManifestDocument::parse(&text) {
-            self.follow(document, node)?;
+            let references = References::of_document(&document);
+            let references = references.map_err(|other| self.fail(WalkProblem::Algorithm(other.0)))?;
+            self.follow(&references, node)?;
         }
         for found in references_in_text(&text) {
             node.needs.push(self.graph.number(&found));

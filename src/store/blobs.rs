@@ -10,7 +10,7 @@ use rustix::fs::{FileType, Statx};
 use sha2::Digest as _;
 
 use super::{
-    Store, StoreError,
+    FileStamp, Store, StoreError,
     disk::{Dir, describe},
     error::At,
 };
@@ -85,7 +85,20 @@ impl Store {
 
     /// Reads a whole blob of at most `limit` bytes and checks its digest.
     pub fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, StoreError> {
-        let file = self.open_blob(digest)?;
+        self.read_blob_stamped(digest, limit).map(|(bytes, _)| bytes)
+    }
+
+    /// The same, with the stamp of the file from before it was read; none if it lay elsewhere than in `blobs/`.
+    pub fn read_blob_stamped(&self, digest: &Digest, limit: u64) -> Result<(Vec<u8>, Option<FileStamp>), StoreError> {
+        let name = digest.to_string();
+        let (file, stamp) = match self.blobs.open_file(&name) {
+            Err(error) if error.is_not_found() => (self.open_blob(digest)?, None),
+            opened => {
+                let file = opened?;
+                let stamp = FileStamp::of(&stat_file(&file).at("read the attributes of", self.blobs.join(&name))?);
+                (file, Some(stamp))
+            }
+        };
         let bytes = read_limited(&file, limit).at("read blob", self.blobs.join(&digest.to_string()))?;
         let damaged = |problem: String| StoreError::Damaged { digest: *digest, problem };
         let bytes = bytes.ok_or_else(|| damaged(format!("it has over {limit} bytes")))?;
@@ -93,7 +106,7 @@ impl Store {
         if actual != *digest {
             return Err(damaged(format!("its {} bytes have the digest {}", bytes.len(), actual.short())));
         }
-        Ok(bytes)
+        Ok((bytes, stamp))
     }
 
     /// Whether a blob begins like a JSON object or list, white space aside.
@@ -146,6 +159,10 @@ impl Store {
 }
 
 const START_BYTES: u64 = 2048;
+
+fn stat_file(file: &File) -> rustix::io::Result<Statx> {
+    rustix::fs::statx(file, "", rustix::fs::AtFlags::EMPTY_PATH, rustix::fs::StatxFlags::BASIC_STATS)
+}
 
 /// The file's bytes, or `None` if it has more than `limit`. What a file claims as its length is not believed.
 fn read_limited(file: &File, limit: u64) -> io::Result<Option<Vec<u8>>> {

@@ -195,6 +195,21 @@ impl Dir {
         Ok(names)
     }
 
+    /// The names in this directory with the numbers of their inodes, in no order, all of them or an error. `keep` makes of
+    /// each name what the caller wants to have of it.
+    pub(super) fn names_with_inodes<T>(&self, keep: impl Fn(&[u8]) -> T) -> Result<Vec<(u64, T)>, StoreError> {
+        let entries = rustix::fs::Dir::read_from(&self.fd).at("list", &self.path)?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.at("list", &self.path)?;
+            let name = entry.file_name().to_bytes();
+            if !matches!(name, b"." | b"..") {
+                names.push((entry.ino(), keep(name)));
+            }
+        }
+        Ok(names)
+    }
+
     /// Writes a file of ours and makes it durable under its name: never half-written there, replacing what it replaces.
     /// What a crash leaves of it lies in `temp`, on the same filesystem.
     pub(super) fn write_durably(&self, temp: &Dir, name: &str, bytes: &[u8]) -> Result<(), StoreError> {

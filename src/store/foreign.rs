@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use hashbrown::HashSet;
+
 use super::{Store, StoreError, error::At};
-use crate::name::Digest;
+use crate::format::{DescriptorDigest, IndexDocument};
 
 /// Traces of other writers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,20 +63,22 @@ impl Store {
             }
         }
         let index = self.index()?;
-        let history = self.index_history()?;
-        if !history.is_empty() && !history.iter().any(|known| Digest::of(known.bytes()) == index.digest()) {
+        let history = self.index_notes()?;
+        if !history.is_empty() && !history.iter().any(|known| known.digest() == index.digest()) {
             let stat = self.root.stat("index.json")?;
             traces.unknown_index_seconds = stat.map(|stat| stat.stx_mtime.tv_sec.max(stat.stx_ctime.tv_sec));
         }
-        if let Some(last) = history.first() {
-            let kept = |digest| index.document().entries().iter().any(|entry| entry.descriptor.digest == digest);
-            let gone = last.entries().iter().filter(|entry| !kept(entry.descriptor.digest.clone()));
+        let last = history.first().filter(|last| last.digest() != index.digest());
+        if let Some(last) = last.and_then(|last| IndexDocument::parse(last.bytes()).ok()) {
+            let entries = index.document().entries().iter();
+            let kept: HashSet<&DescriptorDigest> = entries.map(|entry| &entry.descriptor.digest).collect();
+            let gone = last.entries().iter().filter(|entry| !kept.contains(&entry.descriptor.digest));
             traces.lost_entries = gone.count() as u64;
         }
         Ok(traces)
     }
 
-    fn remote_filesystem(&self) -> Result<Option<&'static str>, StoreError> {
+    pub(super) fn remote_filesystem(&self) -> Result<Option<&'static str>, StoreError> {
         let stat = rustix::fs::fstatfs(&self.blobs).at("read the filesystem of", self.blobs.path())?;
         let kind = (stat.f_type as u64) & 0xffff_ffff;
         Ok(REMOTE.iter().find(|(magic, _)| *magic == kind).map(|(_, name)| *name))

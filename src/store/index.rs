@@ -55,6 +55,12 @@ impl Store {
         self.index_once()
     }
 
+    /// The digest of the index's text as it is now, whole or torn: to tell whether it is still the one that was read.
+    pub fn index_digest(&self) -> Result<Digest, StoreError> {
+        let (bytes, _) = read_with_identity(&self.root, INDEX)?;
+        Ok(Digest::of(&bytes))
+    }
+
     fn index_once(&self) -> Result<IndexSnapshot, StoreError> {
         let (bytes, _) = read_with_identity(&self.root, INDEX)?;
         self.snapshot(&bytes)
@@ -149,7 +155,8 @@ impl Store {
 fn read_with_identity(dir: &Dir, name: &str) -> Result<(Vec<u8>, Statx), StoreError> {
     let path = dir.join(name);
     let file = dir.open_file(name)?;
-    let mut bytes = Vec::new();
+    let claimed = file.metadata().at("read the attributes of", &path)?.len().min(INDEX_BYTES_MAX);
+    let mut bytes = Vec::with_capacity(usize::try_from(claimed).map_or(0, |len| len + 1));
     (&file).take(INDEX_BYTES_MAX + 1).read_to_end(&mut bytes).at("read", &path)?;
     if bytes.len() as u64 > INDEX_BYTES_MAX {
         let source = FormatError::TooLarge { what: INDEX, bytes: bytes.len() as u64, limit: INDEX_BYTES_MAX };

@@ -9,6 +9,25 @@ use crate::{format::IndexDocument, name::Digest};
 /// How many texts are kept.
 const KEPT: usize = 32;
 
+/// A text that `index.json` had once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IndexNote {
+    bytes: Vec<u8>,
+    digest: Digest,
+}
+
+impl IndexNote {
+    /// The text.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Its digest.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+}
+
 impl Store {
     /// Notes what the index holds now, unless the newest note says just that.
     pub fn log_index(&self, snapshot: &IndexSnapshot) -> Result<(), StoreError> {
@@ -41,16 +60,20 @@ impl Store {
 
     /// The texts in the log that can still be read, newest first. A torn or foreign note is passed over: the log
     /// never authorises keeping or freeing what the indexes themselves do not.
-    pub fn index_history(&self) -> Result<Vec<IndexDocument>, StoreError> {
+    pub fn index_notes(&self) -> Result<Vec<IndexNote>, StoreError> {
         let Some(log) = self.existing_state_sub(&self.log_name())? else { return Ok(Vec::new()) };
-        let mut history = Vec::new();
-        for name in note_names(&log)?.iter().rev() {
-            let Ok(bytes) = log.read_small(name) else { continue };
-            if name.ends_with(&Digest::of(&bytes).to_string()) {
-                history.extend(IndexDocument::parse(&bytes));
-            }
-        }
-        Ok(history)
+        let names = note_names(&log)?;
+        let notes = names.iter().rev().filter_map(|name| {
+            let bytes = log.read_small(name).ok()?;
+            let digest = Digest::of(&bytes);
+            name.ends_with(&digest.to_string()).then_some(IndexNote { bytes, digest })
+        });
+        Ok(notes.collect())
+    }
+
+    /// The same, parsed.
+    pub fn index_history(&self) -> Result<Vec<IndexDocument>, StoreError> {
+        Ok(self.index_notes()?.iter().filter_map(|note| IndexDocument::parse(&note.bytes).ok()).collect())
     }
 }
 

@@ -1,6 +1,6 @@
 //! What lies in `blobs/sha256`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, thread};
 
 use rustix::fs::FileType;
 
@@ -35,28 +35,75 @@ impl Inventory {
     }
 }
 
+/// A name in the blob directory.
+enum Name {
+    Blob(Digest),
+    Other(Vec<u8>),
+}
+
+/// What became of one name: a blob, something else, or, if it has vanished, nothing.
+type Listed = Option<Result<(Digest, BlobStat), Stranger>>;
+
+/// For fewer names, threads cost more than they give.
+const NAMES_PER_THREAD_MIN: usize = 2048;
+const THREADS_MAX: usize = 8;
+
 impl Store {
     /// Lists the blob directory and takes the facts of each name. A name that vanishes meanwhile is left out.
+    ///
+    /// Inodes are visited by rising number, because their tables are then read from the disk in one sweep: names, being
+    /// digests, have them in random order.
     pub fn inventory(&self) -> Result<Inventory, StoreError> {
+        let mut names = self.blobs.names_with_inodes(|name| {
+            let digest = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
+            digest.map_or_else(|| Name::Other(name.to_vec()), Name::Blob)
+        })?;
+        names.sort_unstable_by_key(|(inode, _)| *inode);
         let mut inventory = Inventory::default();
-        for name in self.blobs.names()? {
-            let Ok(text) = std::str::from_utf8(&name) else {
-                let path = self.blobs.join(&String::from_utf8_lossy(&name));
-                inventory.strangers.push(Stranger { path, what: "a name that is not UTF-8", size: 0 });
-                continue;
-            };
-            let Some(stat) = self.blobs.stat(text)? else { continue };
-            let kind = FileType::from_raw_mode(stat.stx_mode.into());
-            match text.parse::<Digest>() {
-                Ok(digest) if kind == FileType::RegularFile => inventory.blobs.push((digest, BlobStat::of(&stat))),
-                _ => inventory.strangers.push(Stranger {
-                    path: self.blobs.join(text),
-                    what: describe(kind),
-                    size: stat.stx_size,
-                }),
+        for listed in self.list_all(&names)? {
+            match listed {
+                Some(Ok(blob)) => inventory.blobs.push(blob),
+                Some(Err(stranger)) => inventory.strangers.push(stranger),
+                None => {}
             }
         }
+        inventory.blobs.sort_unstable_by_key(|(digest, _)| *digest);
+        inventory.strangers.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         Ok(inventory)
+    }
+
+    fn list_all(&self, names: &[(u64, Name)]) -> Result<Vec<Listed>, StoreError> {
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+        let share = names.len().div_ceil(threads).max(NAMES_PER_THREAD_MIN);
+        let list = |names: &[(u64, Name)]| -> Result<Vec<Listed>, StoreError> {
+            names.iter().map(|(_, name)| self.list(name)).collect()
+        };
+        thread::scope(|scope| {
+            let others: Vec<_> = names.chunks(share).skip(1).map(|names| scope.spawn(|| list(names))).collect();
+            let mut listed = list(names.chunks(share).next().unwrap_or_default())?;
+            for other in others {
+                listed.append(&mut other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+            }
+            Ok(listed)
+        })
+    }
+
+    fn list(&self, name: &Name) -> Result<Listed, StoreError> {
+        let (text, digest) = match name {
+            Name::Blob(digest) => (digest.to_string(), Some(*digest)),
+            Name::Other(name) => match std::str::from_utf8(name) {
+                Ok(text) => (text.into(), None),
+                Err(_) => {
+                    let path = self.blobs.join(&String::from_utf8_lossy(name));
+                    return Ok(Some(Err(Stranger { path, what: "a name that is not UTF-8", size: 0 })));
+                }
+            },
+        };
+        let Some(stat) = self.blobs.stat(&text)? else { return Ok(None) };
+        Ok(Some(match (digest, FileType::from_raw_mode(stat.stx_mode.into())) {
+            (Some(digest), FileType::RegularFile) => Ok((digest, BlobStat::of(&stat))),
+            (_, kind) => Err(Stranger { path: self.blobs.join(&text), what: describe(kind), size: stat.stx_size }),
+        }))
     }
 
     /// The file system's own idea of now, in seconds since 1970: the change time of a file of ours touched just then.

@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{OnceLock, RwLock},
 };
 
 use serde::Deserialize;
@@ -12,6 +12,7 @@ use super::{
     StoreError,
     disk::{Dir, PARTIAL},
     error::At,
+    reference_cache::Memory,
     sharing::{Declared, behind_bind_mount},
 };
 use crate::format::IndexDocument;
@@ -22,6 +23,7 @@ pub struct Store {
     pub(super) root: Dir,
     pub(super) blobs: Dir,
     state: OnceLock<Dir>,
+    pub(super) memory: OnceLock<RwLock<Memory>>,
     state_parent: PathBuf,
     shared_blobs: Option<PathBuf>,
     pub(super) declared: Declared,
@@ -67,8 +69,9 @@ impl Store {
             Some(physical) => home_of_shared(physical),
             None => path,
         };
-        let declared = Declared::default();
-        Ok(Self { root, blobs, state: OnceLock::new(), state_parent, shared_blobs, declared, noted: OnceLock::new() })
+        let (declared, memory) = (Declared::default(), OnceLock::new());
+        let (state, noted) = (OnceLock::new(), OnceLock::new());
+        Ok(Self { root, blobs, state, memory, state_parent, shared_blobs, declared, noted })
     }
 
     /// Opens the layout at `path`, or makes an empty one if there is nothing, an empty directory, or a layout that

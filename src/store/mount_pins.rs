@@ -70,19 +70,11 @@ impl Store {
 
     /// The pins of manifests that no live lease names.
     pub fn stale_pins(&self) -> Result<StalePins, StoreError> {
-        self.stale_pins_but_for(None)
-    }
-
-    /// The same, when the lease `ending` is about to be released.
-    fn stale_pins_but_for(&self, ending: Option<&str>) -> Result<StalePins, StoreError> {
         let dirs = self.pin_dirs()?;
         // The directories first: a mount takes its lease before it pins.
         let leases = self.leases()?;
         let live = |manifest: &Digest| {
-            let records = leases
-                .iter()
-                .filter(|lease| lease.live && Some(lease.id.as_str()) != ending)
-                .filter_map(|lease| lease.record.as_ref());
+            let records = leases.iter().filter(|lease| lease.live).filter_map(|lease| lease.record.as_ref());
             records.filter_map(|record| record.manifest).any(|named| named == *manifest)
         };
         let mut stale = StalePins::default();
@@ -98,11 +90,17 @@ impl Store {
         Ok(stale)
     }
 
-    /// Removes the pins of a manifest that no live lease names; gives the bytes that only they held.
-    pub fn remove_stale_pins(&self, held: &ExclusiveGuard<'_>, manifest: &Digest) -> Result<u64, StoreError> {
-        match self.stale_pins()?.manifests.contains(manifest) {
-            true => self.remove_pins(held, manifest),
-            false => Ok(0),
+    /// Removes at most `names_max` pins of a manifest, provided that no live lease names it. Gives the bytes that only they held, and
+    /// whether none are left.
+    pub fn remove_stale_pins(
+        &self,
+        held: &ExclusiveGuard<'_>,
+        manifest: &Digest,
+        names_max: usize,
+    ) -> Result<(u64, bool), StoreError> {
+        match self.is_leased(manifest, None)? {
+            true => Ok((0, true)),
+            false => self.remove_pins(held, manifest, names_max),
         }
     }
 
@@ -114,16 +112,30 @@ impl Store {
         manifest: &Digest,
         ending: &Lease,
     ) -> Result<u64, StoreError> {
-        match self.stale_pins_but_for(Some(ending.id()))?.manifests.contains(manifest) {
-            true => self.remove_pins(held, manifest),
-            false => Ok(0),
+        match self.is_leased(manifest, Some(ending.id()))? {
+            true => Ok(0),
+            false => self.remove_pins(held, manifest, usize::MAX).map(|(freed, _)| freed),
         }
     }
 
-    fn remove_pins(&self, _held: &ExclusiveGuard<'_>, manifest: &Digest) -> Result<u64, StoreError> {
-        let Some(dir) = self.pins_of(manifest)? else { return Ok(0) };
+    /// Whether a live lease, other than `ending`, names this manifest.
+    fn is_leased(&self, manifest: &Digest, ending: Option<&str>) -> Result<bool, StoreError> {
+        let leases = self.leases()?;
+        let live = leases.iter().filter(|lease| lease.live && Some(lease.id.as_str()) != ending);
+        Ok(live.filter_map(|lease| lease.record.as_ref()).any(|record| record.manifest == Some(*manifest)))
+    }
+
+    fn remove_pins(
+        &self,
+        _held: &ExclusiveGuard<'_>,
+        manifest: &Digest,
+        names_max: usize,
+    ) -> Result<(u64, bool), StoreError> {
+        let Some(dir) = self.pins_of(manifest)? else { return Ok((0, true)) };
         let mut freed = 0;
-        for name in dir.names()? {
+        let names = dir.names()?;
+        let is_last = names.len() <= names_max;
+        for name in names.into_iter().take(names_max) {
             let name = String::from_utf8_lossy(&name).into_owned();
             let Some(stat) = dir.stat(&name)? else { continue };
             if FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile && stat.stx_nlink == 1 {
@@ -131,9 +143,11 @@ impl Store {
             }
             dir.unlink(&name).at("remove", dir.join(&name))?;
         }
-        let pins = self.state()?.make_sub(PINS)?;
-        pins.remove_dir(&manifest.to_string()).at("remove", dir.path())?;
-        Ok(freed)
+        if is_last {
+            let pins = self.state()?.make_sub(PINS)?;
+            pins.remove_dir(&manifest.to_string()).at("remove", dir.path())?;
+        }
+        Ok((freed, is_last))
     }
 
     fn pins_of(&self, manifest: &Digest) -> Result<Option<Dir>, StoreError> {
