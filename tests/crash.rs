@@ -232,6 +232,15 @@ impl Ground {
     }
 }
 
+/// However a test ends, no mount of its stays.
+impl Drop for Ground {
+    fn drop(&mut self) {
+        if self.is_mounted() {
+            pfs(&["umount", "--lazy", self.mountpoint().to_str().unwrap()]);
+        }
+    }
+}
+
 fn must(output: &Output) {
     assert!(output.status.success(), "{}", stderr(output));
 }

@@ -126,6 +126,15 @@ fn program<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
     [&[env!("CARGO_BIN_EXE_pfs")], arguments].concat()
 }
 
+/// However a test ends, no mount of its stays.
+impl Drop for Ground {
+    fn drop(&mut self) {
+        if self.is_mounted() {
+            pfs(&["umount", "--lazy", self.mountpoint().to_str().unwrap()]);
+        }
+    }
+}
+
 fn must(output: &Output) {
     assert!(output.status.success(), "{}", stderr(output));
 }
