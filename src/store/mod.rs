@@ -40,5 +40,5 @@ pub use lock::{CollectorGuard, ExclusiveGuard, SharedGuard};
 pub use mount_pins::{PinCount, StalePins};
 pub use processes::{ProcessEvidence, ProcessUse};
 pub use quarantine::QuarantinedBlob;
-pub use reference_cache::{FileStamp, Remembered};
+pub use reference_cache::{FileStamp, Links, Remembered};
 pub use usage::{Place, Usage, UsedFile};

@@ -47,11 +47,14 @@ pub struct FileStamp {
 pub struct Remembered {
     /// What the document is.
     pub shape: u8,
-    /// What it refers to and must be looked into: a code for what it is, and the digest.
-    pub links: Vec<(u8, Digest)>,
+    /// What it refers to and must be looked into.
+    pub links: Links,
     /// The blobs that it needs as they are, as rising numbers; [`Store::remembered_digests`] has their digests.
     pub blobs: Vec<u32>,
 }
+
+/// What a document refers to and must be looked into: a code for what it is, and the digest.
+pub type Links = Vec<(u8, Digest)>;
 
 /// What this process knows: the file, and what has been read since.
 #[derive(Debug, Default)]
@@ -128,11 +131,11 @@ impl Store {
     }
 
     /// The links alone, under the same condition.
-    pub fn recall_links(&self, document: &Digest) -> Option<Vec<(u8, Digest)>> {
+    pub fn recall_links(&self, document: &Digest) -> Option<Links> {
         self.untouched_entry(document).map(|(_, links)| links)
     }
 
-    fn untouched_entry(&self, document: &Digest) -> Option<(Arc<Entry>, Vec<(u8, Digest)>)> {
+    fn untouched_entry(&self, document: &Digest) -> Option<(Arc<Entry>, Links)> {
         let (entry, files, links) = {
             let memory = self.memory().read().ok()?;
             let entry = memory.documents.get(memory.numbers.get(document)?)?.clone();
