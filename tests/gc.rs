@@ -496,3 +496,34 @@ fn delete_frees_nothing_that_is_not_the_deleted_images() {
     assert!(store.blobs().contains(&orphan));
     assert_sound(&store);
 }
+
+/// A claim binds pfs, and no other tool.
+#[test]
+fn a_build_publishes_nothing_that_another_tool_has_freed_meanwhile() {
+    let store = two_images();
+    let session = store.begin_build(&common::tag("three")).unwrap();
+    let reused = store.put(&noise(41, 5_000));
+    session.put(&noise(41, 5_000)).unwrap();
+    session.put(&noise(42, 5_000)).unwrap();
+    fs::remove_file(store.blob(&reused)).unwrap();
+    let before = store.snapshot();
+    let ended = session.publish(b"{\"layers\":[]}", &common::tag("three"), |_, _| "{}".into());
+    assert!(matches!(ended, Err(StoreError::FreedMeanwhile(digest)) if digest == reused), "{ended:?}");
+    assert_eq!(store.snapshot(), before);
+    assert_sound(&store);
+}
+
+/// Two runs in one second, and a blob that both condemn.
+#[test]
+fn a_blob_that_is_condemned_twice_in_a_second_is_so_twice() {
+    let store = empty();
+    let held = Policy { hold: Hold::Seconds(3600), ..at_once() };
+    for _ in 0..2 {
+        store.put(&noise(50, 100));
+        assert_eq!(store.collect(held.clone()).unwrap().held.len(), 1);
+    }
+    assert_eq!(store.quarantined().unwrap().len(), 2);
+    store.collect(at_once()).unwrap();
+    assert_eq!(store.quarantined().unwrap(), []);
+    assert_sound(&store);
+}

@@ -170,6 +170,9 @@ impl From<StoreError> for Failure {
                 (Kind::NotAStore, Some("a store is an OCI layout directory; pfs build DIR STORE:TAG makes one".into()))
             }
             StoreError::Locked { .. } => (Kind::Busy, Some("try again when the other pfs command has ended".into())),
+            StoreError::FreedMeanwhile(_) => {
+                (Kind::Busy, Some("build it again when the other program has ended".into()))
+            }
             StoreError::IndexBusy { .. } => (Kind::Busy, Some("try again when the other program has ended".into())),
             StoreError::Missing(_) | StoreError::Damaged { .. } | StoreError::NotAFile { .. } => {
                 (Kind::Integrity, Some("pfs check STORE lists everything that is damaged".into()))

@@ -33,7 +33,6 @@ pub fn collect(store: &Store, policy: Policy, now_seconds: i64, watch: &dyn Obse
 pub fn apply(plan: GcPlan, store: &Store, now_seconds: i64, watch: &dyn Observer) -> Result<GcReport, GcError> {
     let collector = store.lock_collector()?;
     check_clock(store, now_seconds)?;
-    let epoch = epoch_name(now_seconds);
     let mut run = Run { store, watch, now_seconds, marks: plan.marks, remarks: 0, report: GcReport::default() };
     run.remove_stale_pins(&plan.stale_pins.manifests)?;
     let (condemned, in_quarantine): (Vec<_>, Vec<_>) = plan
@@ -43,7 +42,7 @@ pub fn apply(plan: GcPlan, store: &Store, now_seconds: i64, watch: &dyn Observer
         .partition(|blob| blob.verdict == Verdict::Condemn);
     let mut quarantined: Vec<_> =
         in_quarantine.into_iter().filter_map(|blob| blob.quarantined).map(|blob| *blob).collect();
-    let moved = run.condemn(&condemned, &epoch)?;
+    let moved = run.condemn(&condemned)?;
     run.refresh()?;
     match plan.hold_seconds {
         0 => quarantined.extend(moved),
@@ -62,11 +61,6 @@ fn check_clock(store: &Store, now_seconds: i64) -> Result<(), GcError> {
         return Err(GcError::Clock { seconds });
     }
     Ok(())
-}
-
-/// Unique enough: one collector at a time, and blobs of two runs in one epoch would do no harm.
-fn epoch_name(now_seconds: i64) -> String {
-    format!("{now_seconds}-{}", std::process::id())
 }
 
 /// One stretch of work under the lock.
@@ -124,8 +118,12 @@ impl<'s> Run<'s> {
     }
 
     /// Moves what is still not needed into quarantine, and gives what was moved.
-    fn condemn(&mut self, condemned: &[PlannedBlob], epoch: &str) -> Result<Vec<QuarantinedBlob>, GcError> {
+    fn condemn(&mut self, condemned: &[PlannedBlob]) -> Result<Vec<QuarantinedBlob>, GcError> {
         let mut moved = Vec::new();
+        if condemned.is_empty() {
+            return Ok(moved);
+        }
+        let epoch = self.store.begin_epoch(&self.store.lock_exclusive()?, self.now_seconds)?;
         self.watch.event(Event::Phase("moving to quarantine"));
         let mut left = condemned.iter().peekable();
         while left.peek().is_some() {
@@ -133,9 +131,9 @@ impl<'s> Run<'s> {
             let turn = Turn::begin();
             while let Some(blob) = left.next_if(|_| turn.goes_on()) {
                 if !self.marks.needs(&blob.digest)
-                    && self.store.condemn(&guard, &blob.digest, &blob.stat, blob.newest_max, epoch)?
+                    && self.store.condemn(&guard, &blob.digest, &blob.stat, blob.newest_max, &epoch)?
                 {
-                    moved.push(QuarantinedBlob { digest: blob.digest, epoch: epoch.into(), stat: blob.stat });
+                    moved.push(QuarantinedBlob { digest: blob.digest, epoch: epoch.clone(), stat: blob.stat });
                 }
             }
             let done = moved.len() as u64;

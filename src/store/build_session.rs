@@ -24,6 +24,7 @@ pub struct BuildSession<'s> {
     staging: Dir,
     known: Mutex<HashSet<Digest>>,
     staged: Mutex<Vec<Digest>>,
+    reused: Mutex<Vec<Digest>>,
 }
 
 /// What publishing did.
@@ -46,7 +47,14 @@ impl Store {
         record.tag = Some(tag.to_string());
         let lease = self.take_lease(&guard, &record)?;
         let staging = self.temp()?.make_sub(lease.id())?;
-        Ok(BuildSession { store: self, lease: Some(lease), staging, known: Mutex::default(), staged: Mutex::default() })
+        Ok(BuildSession {
+            store: self,
+            lease: Some(lease),
+            staging,
+            known: Mutex::default(),
+            staged: Mutex::default(),
+            reused: Mutex::default(),
+        })
     }
 }
 
@@ -65,7 +73,10 @@ impl BuildSession<'_> {
         }
         self.lease()?.claim(&self.store.lock_shared()?, &[digest])?;
         match holds(&self.store.blobs, &name, bytes)? {
-            Some(true) => Ok(stored(digest, Put::Reused)),
+            Some(true) => {
+                lock(&self.reused).push(digest);
+                Ok(stored(digest, Put::Reused))
+            }
             found => {
                 self.stage(&digest, bytes)?;
                 Ok(stored(digest, if found.is_some() { Put::Replaced } else { Put::Written }))
@@ -86,7 +97,9 @@ impl BuildSession<'_> {
         let entry = entry(&digest, manifest.len() as u64);
         let guard = self.store.lock_shared()?;
         self.reserve_for_index(entry.len())?;
+        self.look_at_reused()?;
         self.reveal(&guard)?;
+        self.look_at_reused()?;
         self.store.blobs.sync()?;
         self.staging.unlink(RESERVE).at("remove", self.staging.join(RESERVE))?;
         let mut replaced = None;
@@ -105,6 +118,18 @@ impl BuildSession<'_> {
 
     fn lease(&self) -> Result<&Lease, StoreError> {
         Ok(self.lease.as_ref().expect("a session has its lease until it is published or dropped"))
+    }
+
+    /// Fails if a blob that was found in the store has gone since: claims bind pfs only, and an image that names what another
+    /// tool has freed meanwhile must not be published.
+    fn look_at_reused(&self) -> Result<(), StoreError> {
+        let reused = lock(&self.reused);
+        let gone = reused.iter().find_map(|digest| match self.store.blobs.stat(&digest.to_string()) {
+            Ok(Some(_)) => None,
+            Ok(None) => Some(StoreError::FreedMeanwhile(*digest)),
+            Err(error) => Some(error),
+        });
+        gone.map_or(Ok(()), Err)
     }
 
     /// Takes the space that the index and its two notes in the log will need, while a full disk still leaves `blobs/` as it was.

@@ -60,6 +60,15 @@ impl Dir {
         }
     }
 
+    /// Makes a directory in this one; `false` if the name is taken.
+    pub(super) fn make_new_sub(&self, name: &str) -> Result<bool, StoreError> {
+        match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777)) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::EXIST) => Ok(false),
+            Err(cause) => Err(cause).at("make the directory", self.path.join(name)),
+        }
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

@@ -40,6 +40,9 @@ pub enum StoreError {
     /// A blob is not there: neither in the layout nor in quarantine.
     #[error("blob {0} is missing")]
     Missing(Digest),
+    /// A blob that a build had found in the store was gone when it was to be published.
+    #[error("another program freed blob {0} while the image was being built; nothing was published")]
+    FreedMeanwhile(Digest),
     /// A blob is there, but its bytes are not those of its digest.
     #[error("blob {digest} is damaged: {problem}")]
     Damaged {

@@ -44,6 +44,19 @@ impl Store {
         Ok(found)
     }
 
+    /// Makes a new epoch, for one run, named after the second in which it begins. Runs in one second have epochs of their own:
+    /// a blob may be condemned, written anew and condemned again meanwhile.
+    pub fn begin_epoch(&self, _held: &ExclusiveGuard<'_>, now_seconds: i64) -> Result<String, StoreError> {
+        let quarantine = self.state()?.make_sub(QUARANTINE)?;
+        for number in 0.. {
+            let epoch = format!("{now_seconds}-{number}");
+            if quarantine.make_new_sub(&epoch)? {
+                return Ok(epoch);
+            }
+        }
+        unreachable!("the numbers do not end")
+    }
+
     /// Moves a blob into the quarantine of `epoch`, provided that it is still the file that `planned` describes and not younger
     /// than `newest_max`, in seconds since 1970. `false` if it is gone, touched or another file by now; nothing has
     /// happened then.
