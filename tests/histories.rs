@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fs};
 use common::{TestStore, assert_sound, at_once, by_tag, empty, noise, now, trees::Listing};
 use pfs::{
     delete::{DeleteError, DeleteOptions, DeletePlan},
-    gc::{Hold, Policy},
+    gc::{GcError, Hold, Policy, collect},
     graph::pick,
     name::{Digest, MediaKind},
     observe::Silent,
@@ -64,6 +64,21 @@ enum Act {
         eager: bool,
         limit: Option<u64>,
     },
+    /// Another tool is rewriting the index in place while pfs comes by.
+    TornIndex {
+        at: usize,
+    },
+    /// Another tool makes the index anew, empty, and somebody puts the old one back after a collection.
+    EmptiedIndex,
+    /// A needed blob is gone, or cut off, while pfs comes by.
+    LostBlob {
+        which: usize,
+        cut: bool,
+    },
+    /// The clock is ten minutes off, either way.
+    MovedClock {
+        forward: bool,
+    },
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -79,6 +94,10 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (1..4usize).prop_map(|every| Act::KillCollector { every }),
         1 => (100..110u64).prop_map(|seed| Act::Upload { seed }),
         4 => (any::<bool>(), prop::option::of(1..60_000u64)).prop_map(|(eager, limit)| Act::Collect { eager, limit }),
+        1 => (0..10_000usize).prop_map(|at| Act::TornIndex { at }),
+        1 => Just(Act::EmptiedIndex),
+        1 => (0..50usize, any::<bool>()).prop_map(|(which, cut)| Act::LostBlob { which, cut }),
+        1 => any::<bool>().prop_map(|forward| Act::MovedClock { forward }),
     ]
 }
 
@@ -131,7 +150,52 @@ impl History {
                 let policy = if eager { at_once() } else { Policy { hold: Hold::Seconds(0), ..Policy::default() } };
                 self.store.collect(Policy { max_freed: limit, ..policy }).unwrap();
             }
+            Act::TornIndex { at } => self.tear_index(at),
+            Act::EmptiedIndex => self.empty_index(),
+            Act::LostBlob { which, cut } => self.lose_blob(which, cut),
+            Act::MovedClock { forward } => {
+                let time = if forward { now() + 600 } else { now() - 600 };
+                let before = self.store.snapshot();
+                assert!(matches!(collect(&self.store, at_once(), time, &Silent), Err(GcError::Clock { .. })));
+                assert_eq!(self.store.snapshot(), before);
+            }
         }
+    }
+
+    fn tear_index(&self, at: usize) {
+        let path = self.store.path.join("index.json");
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..at % whole.len()]).unwrap();
+        let before = self.store.snapshot();
+        assert!(collect(&self.store, at_once(), now(), &Silent).is_err(), "{at}");
+        assert_eq!(self.store.snapshot(), before);
+        fs::write(&path, whole).unwrap();
+    }
+
+    fn empty_index(&self) {
+        let path = self.store.path.join("index.json");
+        let whole = fs::read(&path).unwrap();
+        let careful = Policy { hold: Hold::Auto, min_age_seconds: 0, ..Policy::default() };
+        fs::write(&path, br#"{"schemaVersion":2,"manifests":[]}"#).unwrap();
+        collect(&self.store, careful.clone(), now(), &Silent).unwrap();
+        fs::write(&path, whole).unwrap();
+        collect(&self.store, careful, now(), &Silent).unwrap();
+    }
+
+    fn lose_blob(&self, which: usize, cut: bool) {
+        let needed: Vec<_> = common::needed(&self.store.path).into_iter().collect();
+        if needed.is_empty() {
+            return;
+        }
+        let path = self.store.blob(&needed[which % needed.len()]);
+        let whole = fs::read(&path).unwrap();
+        match cut {
+            true => fs::write(&path, &whole[..whole.len() / 2]).unwrap(),
+            false => fs::remove_file(&path).unwrap(),
+        }
+        // A chunk that is not whole says nothing of what others need; a document that is not stops the collection.
+        let _ = collect(&self.store, at_once(), now(), &Silent);
+        fs::write(&path, whole).unwrap();
     }
 
     fn build(&mut self, tag: &'static str, files: u8) {
@@ -193,7 +257,7 @@ impl History {
     }
 
     fn kill_collector(&mut self, every: usize) {
-        let epoch = self.store.path.join(".pfs/quarantine/1-1");
+        let epoch = self.store.path.join(format!(".pfs/quarantine/{}-77", now()));
         fs::create_dir_all(&epoch).unwrap();
         for digest in self.store.blobs().iter().step_by(every) {
             fs::rename(self.store.blob(digest), epoch.join(digest.to_string())).unwrap();
