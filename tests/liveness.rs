@@ -1,0 +1,177 @@
+//! A mount is alive as long as its process holds the flock of its lease, however hard it is to see: in other namespaces, out
+//! of sight, under other mounts.
+
+mod common;
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Read, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use common::{TestStore, assert_sound, noise, pfs, stderr, stdout};
+
+fn can() -> bool {
+    let missing = !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists();
+    if missing {
+        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "missing: root or /dev/fuse");
+        eprintln!("SKIPPED, missing: root or /dev/fuse");
+    }
+    !missing
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// On a disk of its own kind: an overlay needs a lower directory that it can look through.
+fn store() -> TestStore {
+    let store = common::empty();
+    store.build("app", &[("file", &noise(1, 200_000)), ("other", &noise(2, 100))]);
+    store
+}
+
+fn app(store: &TestStore) -> String {
+    format!("{}:app", store.path.display())
+}
+
+fn directory(store: &TestStore, name: &str) -> PathBuf {
+    let path = store.beside(name);
+    fs::create_dir_all(&path).unwrap();
+    path
+}
+
+fn run(program: &str, args: &[&str]) {
+    let output = Command::new(program).args(args).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {}", stderr(&output));
+}
+
+fn mount(store: &TestStore) -> PathBuf {
+    let dir = directory(store, "mnt");
+    let output = pfs(&["mount", &app(store), text(&dir)]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    dir
+}
+
+/// Nothing may delete or free what is mounted, and nothing does.
+fn assert_held(store: &TestStore) {
+    let before = store.snapshot();
+    let refused = pfs(&["delete", &app(store)]);
+    assert_eq!(refused.status.code(), Some(13), "{}{}", stdout(&refused), stderr(&refused));
+    assert_eq!(store.snapshot(), before);
+    assert!(pfs(&["delete", "--force", &app(store)]).status.success());
+    let collected = pfs(&["gc", "--now", "--min-age", "0", text(&store.path)]);
+    assert!(stdout(&collected).contains("in use by the mount at"), "{}", stdout(&collected));
+}
+
+/// And when it has ended, all of it goes.
+fn assert_released(store: &TestStore) {
+    let ended = || store.leases().unwrap().iter().all(|lease| !lease.live);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !ended() && std::time::Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    let collected = pfs(&["gc", "--now", "--min-age", "0", text(&store.path)]);
+    assert!(collected.status.success(), "{}", stderr(&collected));
+    assert!(store.blobs().is_empty(), "{}", stdout(&collected));
+    assert_sound(store);
+}
+
+#[test]
+fn a_mount_in_other_mount_and_pid_namespaces_is_seen() {
+    if !can() {
+        return;
+    }
+    let store = store();
+    let dir = directory(&store, "mnt");
+    let program = env!("CARGO_BIN_EXE_pfs");
+    let script = format!(
+        "mount -t proc proc /proc && {program} mount {} {} && echo ready && read line && cat {}/file | wc -c && {program} umount {}",
+        app(&store), dir.display(), dir.display(), dir.display()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--pid", "--fork", "--propagation", "private", "sh", "-c", &script]);
+    let mut inside: Child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(inside.stdout.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains(text(&dir)), "it cannot be seen from here");
+    assert_held(&store);
+    inside.stdin.take().unwrap().write_all(b"go on\n").unwrap();
+    line.clear();
+    said.read_line(&mut line).unwrap();
+    assert_eq!(line.trim(), "200000", "it reads on");
+    assert!(inside.wait().unwrap().success());
+    assert_released(&store);
+}
+
+#[test]
+fn a_lazily_unmounted_image_is_alive_while_a_file_of_it_is_open() {
+    if !can() {
+        return;
+    }
+    let store = store();
+    let dir = mount(&store);
+    let mut open = File::open(dir.join("file")).unwrap();
+    run("umount", &["--lazy", text(&dir)]);
+    assert_held(&store);
+    let mut bytes = Vec::new();
+    open.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, noise(1, 200_000));
+    drop(open);
+    assert_released(&store);
+}
+
+#[test]
+fn a_bind_mount_of_a_mount_keeps_it_alive() {
+    if !can() {
+        return;
+    }
+    let store = store();
+    let (dir, bound) = (mount(&store), directory(&store, "bound"));
+    run("mount", &["--bind", text(&dir), text(&bound)]);
+    run("umount", &[text(&dir)]);
+    assert_held(&store);
+    assert_eq!(fs::read(bound.join("file")).unwrap(), noise(1, 200_000));
+    run("umount", &[text(&bound)]);
+    assert_released(&store);
+}
+
+#[test]
+fn an_overlay_on_a_mount_keeps_it_alive() {
+    if !can() {
+        return;
+    }
+    let store = store();
+    let (dir, merged) = (mount(&store), directory(&store, "merged"));
+    let (upper, work) = (directory(&store, "upper"), directory(&store, "work"));
+    let options = format!("lowerdir={},upperdir={},workdir={}", dir.display(), upper.display(), work.display());
+    run("mount", &["-t", "overlay", "overlay", "-o", &options, text(&merged)]);
+    run("umount", &["--lazy", text(&dir)]);
+    assert_held(&store);
+    assert_eq!(fs::read(merged.join("file")).unwrap(), noise(1, 200_000));
+    run("umount", &[text(&merged)]);
+    assert_released(&store);
+}
+
+#[test]
+fn a_killed_mount_protects_nothing_and_is_cleared_away() {
+    if !can() {
+        return;
+    }
+    let store = store();
+    let dir = mount(&store);
+    let pid = store.leases().unwrap()[0].record.as_ref().unwrap().pid;
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid.cast_signed()).unwrap(), rustix::process::Signal::KILL)
+        .unwrap();
+    let mounts = || stdout(&pfs(&["mounts", text(&store.path)]));
+    while !mounts().contains("dead") {
+        std::thread::yield_now();
+    }
+    assert!(pfs(&["umount", text(&dir)]).status.success());
+    assert!(!mounts().contains(text(&dir)), "{}", mounts());
+    assert!(pfs(&["delete", &app(&store)]).status.success());
+    assert_released(&store);
+}
