@@ -316,3 +316,25 @@ fn every_tool_works_on_a_layout_with_a_full_directory_of_ours() {
     drop(mount);
     assert_sound(&store);
 }
+
+/// umoci takes what only the rootfs names for garbage. The tag is still there, and so are the pins of its mount.
+#[test]
+fn what_umoci_frees_of_a_tagged_image_that_is_mounted_is_put_back() {
+    if !can() {
+        return;
+    }
+    let store = golden("puzzlefs-0.2.0");
+    let mount = Mount::new(&store, "next-delta").pinned(&store);
+    let before = store.blobs();
+    for tag in ["base", "base-zstd", "next-delta-zstd"] {
+        tool("umoci", &["rm", "--image", &image(&store.path, tag)]);
+    }
+    tool("umoci", &["gc", "--layout", text(&store.path)]);
+    let needed = pfs::graph::walk(&store.store, pfs::graph::Root::of_index(store.index().unwrap().document())).unwrap();
+    let lost = before.iter().filter(|digest| needed.needs(digest) && !store.blobs().contains(digest)).count();
+    assert!(lost > 0, "umoci has freed chunks that only the rootfs names");
+    assert!(pfs(&["gc", text(&store.path)]).status.success());
+    assert!(needed.digests().all(|digest| store.blobs().contains(&digest)), "all of it is back");
+    drop(mount);
+    assert_sound(&store);
+}

@@ -88,7 +88,10 @@ fn a_mount_in_other_mount_and_pid_namespaces_is_seen() {
     let program = env!("CARGO_BIN_EXE_pfs");
     let script = format!(
         "mount -t proc proc /proc && {program} mount {} {} && echo ready && read line && cat {}/file | wc -c && {program} umount {}",
-        app(&store), dir.display(), dir.display(), dir.display()
+        app(&store),
+        dir.display(),
+        dir.display(),
+        dir.display()
     );
     let mut command = Command::new("unshare");
     command.args(["--mount", "--pid", "--fork", "--propagation", "private", "sh", "-c", &script]);
@@ -164,8 +167,11 @@ fn a_killed_mount_protects_nothing_and_is_cleared_away() {
     let store = store();
     let dir = mount(&store);
     let pid = store.leases().unwrap()[0].record.as_ref().unwrap().pid;
-    rustix::process::kill_process(rustix::process::Pid::from_raw(pid.cast_signed()).unwrap(), rustix::process::Signal::KILL)
-        .unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid.cast_signed()).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
     let mounts = || stdout(&pfs(&["mounts", text(&store.path)]));
     while !mounts().contains("dead") {
         std::thread::yield_now();

@@ -151,6 +151,7 @@ fn collect(context: &Context, args: &Args, path: &Path, documents: &mut Vec<serd
         let mut document = planned;
         document["freed_bytes"] = json!(report.freed_bytes);
         document["freed_blobs"] = json!(report.freed.len());
+        document["healed_blobs"] = json!(report.healed);
         document["restored_blobs"] = json!(report.restored.len());
         document["quarantined_blobs"] = json!(report.held.len());
         document["quarantined_bytes"] = json!(report.held_bytes);
@@ -262,6 +263,10 @@ impl PlanView {
             return report.freed_bytes.to_string() + "\n";
         }
         let mut text = self.kept_lines(strangers) + &self.hold;
+        if report.healed > 0 {
+            let healed = count(report.healed, "blob");
+            let _ = writeln!(text, "put back {healed} that another program had freed, from the pins of a mount");
+        }
         if !report.held.is_empty() {
             let (number, size) = (count(report.held.len() as u64, "blob"), bytes(report.held_bytes));
             let _ = writeln!(text, "moved {size} in {number} to quarantine");

@@ -34,6 +34,7 @@ pub fn apply(plan: GcPlan, store: &Store, now_seconds: i64, watch: &dyn Observer
     let collector = store.lock_collector()?;
     check_clock(store, now_seconds)?;
     let mut run = Run { store, watch, now_seconds, marks: plan.marks, remarks: 0, report: GcReport::default() };
+    run.heal()?;
     run.remove_stale_pins(&plan.stale_pins.manifests)?;
     let (condemned, in_quarantine): (Vec<_>, Vec<_>) = plan
         .blobs
@@ -153,6 +154,14 @@ impl<'s> Run<'s> {
                 self.report.held_bytes += blob.stat.size;
             }
         }
+        Ok(())
+    }
+
+    /// Puts back what an entry of the index needs, another tool has unlinked, and a pin still has.
+    fn heal(&mut self) -> Result<(), GcError> {
+        let needed = self.marks.needed_by_entries();
+        let wanted = |digest: &Digest| self.marks.graph.find(digest).is_some_and(|blob| needed[blob as usize]);
+        self.report.healed = self.store.heal_all_from_pins(wanted)?;
         Ok(())
     }
 

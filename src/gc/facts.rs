@@ -179,7 +179,8 @@ impl Marks {
             digest: DescriptorDigest::Sha256(pin.digest),
             kind: MediaKind::of(&pin.media_type),
         }));
-        let owners: Vec<u32> = live_records(&leases).map(|record| record.pid).collect();
+        let owners: Vec<u32> =
+            live_records(&leases).filter(|record| record.is_process_here()).map(|record| record.pid).collect();
         let mut layouts = vec![store.path().to_path_buf()];
         layouts.extend(others.iter().map(|(layout, _)| layout.clone()));
         let processes = store.process_evidence(&layouts, &owners);
@@ -196,6 +197,13 @@ impl Marks {
         }
         let others = other_indexes(store)?;
         Ok(Stamp::of(&self.stamp.index, &others, &store.leases()?, &store.pins()?) == self.stamp)
+    }
+
+    /// For each blob number of the graph, whether an entry of an index needs it.
+    pub fn needed_by_entries(&self) -> Vec<bool> {
+        let roots = self.graph.roots().iter();
+        let entries: Vec<usize> = roots.filter(|(root, _)| root.origin.is_entry()).map(|(_, node)| *node).collect();
+        self.graph.reach(&entries)
     }
 
     /// Whether no process has taken up a blob of the store that was not known to be needed.

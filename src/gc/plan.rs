@@ -203,9 +203,7 @@ fn age_seconds(stat: &BlobStat, now_seconds: i64) -> u64 {
 /// The blobs that no entry of the index needs, and some other root does.
 fn held_by_others(marks: &Marks) -> HashMap<Digest, Vec<Holder>> {
     let graph = &marks.graph;
-    let entries: Vec<usize> =
-        graph.roots().iter().filter(|(root, _)| root.origin.is_entry()).map(|(_, node)| *node).collect();
-    let needed = graph.reach(&entries);
+    let needed = marks.needed_by_entries();
     let mut held: HashMap<Digest, Vec<Holder>> = HashMap::new();
     for (root, node) in graph.roots().iter().filter(|(root, _)| !root.origin.is_entry()) {
         let holder = Holder::Root(root.origin.clone());

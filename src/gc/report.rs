@@ -18,6 +18,8 @@ pub struct GcReport {
     pub held: Vec<Digest>,
     /// Their bytes.
     pub held_bytes: u64,
+    /// How many blobs that an image needs were put back from the pins of its mounts.
+    pub healed: u64,
     /// How many leases of ended processes were removed.
     pub dead_leases: u64,
 }

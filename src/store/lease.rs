@@ -55,8 +55,6 @@ pub struct LeaseRecord {
 impl LeaseRecord {
     /// A record of this process, for what it is about to do.
     pub fn of_this_process(kind: LeaseKind, since: jiff::Timestamp) -> Self {
-        let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        let after_name = stat.rsplit(')').next().unwrap_or_default();
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         Self {
@@ -66,12 +64,24 @@ impl LeaseRecord {
             tag: None,
             mountpoint: None,
             pid: std::process::id(),
-            pid_start: after_name.split_whitespace().nth(19).and_then(|field| field.parse().ok()).unwrap_or(0),
+            pid_start: start_of("self").unwrap_or(0),
             boot_id: boot_id.trim().into(),
             host: host.trim().into(),
             since,
         }
     }
+
+    /// Whether the process of that number here is the one that took the lease: in another pid namespace the number may be
+    /// anybody's.
+    pub fn is_process_here(&self) -> bool {
+        start_of(&self.pid.to_string()) == Some(self.pid_start)
+    }
+}
+
+/// When a process started: field 22 of its `stat`. The name before it may hold anything, also parentheses.
+fn start_of(pid: &str) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// A lease that this process holds. Dropping it lets it die; [`Lease::release`] also removes its file.

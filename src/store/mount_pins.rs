@@ -68,6 +68,19 @@ impl Store {
         Ok(false)
     }
 
+    /// Puts pinned blobs back that are wanted and that somebody has unlinked; gives how many.
+    pub fn heal_all_from_pins(&self, wanted: impl Fn(&Digest) -> bool) -> Result<u64, StoreError> {
+        let mut healed = 0;
+        for (_, dir) in self.pin_dirs()? {
+            let names = dir.names()?.into_iter().filter_map(|name| String::from_utf8(name).ok());
+            for digest in names.filter_map(|name| name.parse::<Digest>().ok()).filter(&wanted) {
+                let missing = self.blobs.stat(&digest.to_string())?.is_none();
+                healed += u64::from(missing && self.heal_from_pins(&digest)?);
+            }
+        }
+        Ok(healed)
+    }
+
     /// The pins of manifests that no live lease names.
     pub fn stale_pins(&self) -> Result<StalePins, StoreError> {
         let dirs = self.pin_dirs()?;
