@@ -181,3 +181,28 @@ fn a_killed_mount_protects_nothing_and_is_cleared_away() {
     assert!(pfs(&["delete", &app(&store)]).status.success());
     assert_released(&store);
 }
+
+#[test]
+fn a_machine_without_fuse_is_told_so() {
+    if !can() {
+        return;
+    }
+    let store = store();
+    let (dir, bare) = (directory(&store, "mnt"), directory(&store, "dev"));
+    // A /dev with nothing in it but what the program and this test need.
+    let script = format!(
+        "mount -t tmpfs none {bare} && mknod -m 666 {bare}/null c 1 3 && mkdir {bare}/shm && \
+         mount --bind /dev/shm {bare}/shm && mount --rbind {bare} /dev && exec {program} mount {image} {dir}",
+        bare = bare.display(),
+        dir = dir.display(),
+        image = app(&store),
+        program = env!("CARGO_BIN_EXE_pfs"),
+    );
+    let output = Command::new("unshare").args(["--mount", "--propagation", "private", "sh", "-c", &script]).output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("there is no /dev/fuse here"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("\nhint: "), "{}", stderr(&output));
+    assert!(store.leases().unwrap().is_empty());
+    assert_sound(&store);
+}

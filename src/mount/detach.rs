@@ -4,6 +4,8 @@ use std::{
     io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use rustix::{io::Errno, mount::UnmountFlags};
@@ -28,6 +30,8 @@ pub enum WhenBusy {
     Detach,
 }
 
+const BUSY_TRIES: u32 = 10;
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// How long `umount` waits for the process of a mount to end: 10 s, in steps of 10 ms.
 const PATIENCE_TRIES: u32 = 1000;
 
@@ -39,7 +43,7 @@ pub fn umount(directory: &Path, when_busy: WhenBusy) -> Result<(), MountError> {
     let line = line.ok_or_else(|| MountError::NotMounted(mountpoint.display().to_string()))?;
     let store = store_of(&line);
     let leases = store.as_ref().map(|store| leases_on(store, &mountpoint)).transpose()?.unwrap_or_default();
-    detach(&mountpoint, when_busy)?;
+    detach_patiently(&mountpoint, when_busy)?;
     let Some(store) = store else { return Ok(()) };
     for id in leases {
         if !store.await_lease_end(&id, if when_busy == WhenBusy::Refuse { PATIENCE_TRIES } else { 1 })? {
@@ -97,6 +101,18 @@ fn leases_on(store: &Store, mountpoint: &Path) -> Result<Vec<String>, MountError
     };
     let leases = store.leases()?.into_iter();
     Ok(leases.filter(|lease| lease.record.as_ref().is_some_and(on_it)).map(|lease| lease.id).collect())
+}
+
+/// A child of somebody who has read from the mount has its files open for a moment, between fork and exec: what is busy is
+/// tried again for a fifth of a second.
+fn detach_patiently(mountpoint: &Path, when_busy: WhenBusy) -> Result<(), MountError> {
+    for _ in 0..BUSY_TRIES {
+        match detach(mountpoint, when_busy) {
+            Err(MountError::Busy(_)) => thread::sleep(BUSY_PAUSE),
+            ended => return ended,
+        }
+    }
+    detach(mountpoint, when_busy)
 }
 
 /// Unmounts a path, as root by umount(2), as an ordinary user through `fusermount3`.
