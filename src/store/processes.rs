@@ -130,10 +130,17 @@ enum Look {
     Seen { named: BTreeSet<(Digest, u64)>, at_layout: Option<&'static str> },
 }
 
+/// Whether a process has ended and only waits for its parent to take note: it has nothing open any more, and cannot be looked
+/// into either.
+fn has_ended(root: &Path) -> bool {
+    let stat = fs::read_to_string(root.join("stat")).unwrap_or_default();
+    matches!(stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next()), Some("Z" | "X"))
+}
+
 fn look(root: &Path, layouts: &[PathBuf]) -> Look {
     let links = match fs::read_dir(root.join("fd")) {
         Ok(entries) => entries,
-        Err(cause) if is_gone(&cause) => return Look::Gone,
+        Err(cause) if is_gone(&cause) || has_ended(root) => return Look::Gone,
         Err(_) => return Look::Unreadable,
     };
     let mut named = BTreeSet::new();
@@ -149,7 +156,7 @@ fn look(root: &Path, layouts: &[PathBuf]) -> Look {
     }
     let maps = match fs::read(root.join("maps")) {
         Ok(maps) => maps,
-        Err(cause) if is_gone(&cause) => return Look::Gone,
+        Err(cause) if is_gone(&cause) || has_ended(root) => return Look::Gone,
         Err(_) => return Look::Unreadable,
     };
     named.extend(maps.split(|byte| *byte == b'\n').filter_map(mapped));
