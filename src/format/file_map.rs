@@ -40,6 +40,11 @@ impl<'a> FileMap<'a> {
         self.records.is_empty()
     }
 
+    /// The chunks of the layer that this map is in: [`super::Layer::chunks`], which [`Piece::slot`] counts in.
+    pub fn layer_chunks(&self) -> &'a [ChunkId] {
+        self.digests
+    }
+
     /// All stretches in order.
     pub fn pieces(self) -> impl Iterator<Item = Piece> + 'a {
         self.pieces_from(0)

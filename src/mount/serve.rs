@@ -116,6 +116,7 @@ pub fn mount(request: &MountRequest, now: jiff::Timestamp, on_damage: DamageObse
     let view = View::new(image.rootfs).map_err(|cause| MountError::Tree { image: source.clone(), source: cause })?;
     let pins = Pins { store: store.clone(), manifest, rootfs_id, rootfs: view.rootfs().clone() };
     let chunks = ChunkReader::new(Box::new(StoreChunks(store)), request.options.verify, on_damage);
+    let chunks = chunks.reading_ahead().map_err(MountError::system("start a thread"))?;
     let image = Image::new(Arc::new(view), Arc::new(chunks));
     let session = attach::attach(image, &mountpoint, &source, &request.options)?;
     let mounted = Mounted { session, held, mountpoint, pins };

@@ -3,17 +3,21 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    hash::Hash,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::name::ChunkId;
+use super::loader::StoredChunk;
 
-/// A map from chunks to values whose weights add up to no more than a capacity.
-pub(super) struct Bounded<V> {
+/// The decoded bytes of a chunk.
+pub(super) type Decoded = Arc<Vec<u8>>;
+
+/// A map to values whose weights add up to no more than a capacity.
+pub(super) struct Bounded<K, V> {
     capacity: usize,
     weight: usize,
-    held: HashMap<ChunkId, Held<V>>,
-    queue: VecDeque<ChunkId>,
+    held: HashMap<K, Held<V>>,
+    queue: VecDeque<K>,
 }
 
 struct Held<V> {
@@ -22,28 +26,28 @@ struct Held<V> {
     used: bool,
 }
 
-impl<V: Clone> Bounded<V> {
+impl<K: Copy + Eq + Hash, V: Clone> Bounded<K, V> {
     pub(super) fn new(capacity: usize) -> Self {
         Self { capacity, weight: 0, held: HashMap::new(), queue: VecDeque::new() }
     }
 
-    pub(super) fn get(&mut self, chunk: &ChunkId) -> Option<V> {
-        let held = self.held.get_mut(chunk)?;
+    pub(super) fn get(&mut self, key: &K) -> Option<V> {
+        let held = self.held.get_mut(key)?;
         held.used = true;
         Some(held.value.clone())
     }
 
     /// Keeps the value, unless it alone is over the capacity or there is one already.
-    pub(super) fn insert(&mut self, chunk: ChunkId, value: V, weight: usize) {
-        if weight > self.capacity || self.held.contains_key(&chunk) {
+    pub(super) fn insert(&mut self, key: K, value: V, weight: usize) {
+        if weight > self.capacity || self.held.contains_key(&key) {
             return;
         }
         while self.weight + weight > self.capacity {
             self.evict_one();
         }
         self.weight += weight;
-        self.held.insert(chunk, Held { value, weight, used: false });
-        self.queue.push_back(chunk);
+        self.held.insert(key, Held { value, weight, used: false });
+        self.queue.push_back(key);
     }
 
     fn evict_one(&mut self) {
@@ -70,14 +74,14 @@ pub(super) struct DecodedChunks {
 }
 
 struct State {
-    decoded: Bounded<Arc<[u8]>>,
-    in_flight: HashSet<ChunkId>,
+    decoded: Bounded<StoredChunk, Decoded>,
+    in_flight: HashSet<StoredChunk>,
 }
 
 /// The right to load a chunk. When it goes, by whatever way, the next waiting reader may try.
 struct Flight<'a> {
     chunks: &'a DecodedChunks,
-    chunk: ChunkId,
+    chunk: StoredChunk,
 }
 
 impl DecodedChunks {
@@ -86,12 +90,23 @@ impl DecodedChunks {
         Self { state: Mutex::new(state), landed: Condvar::new() }
     }
 
+    /// The decoded bytes of a chunk, if they are there.
+    pub(super) fn get(&self, chunk: &StoredChunk) -> Option<Decoded> {
+        self.lock().decoded.get(chunk)
+    }
+
+    /// Whether a chunk is there or on its way.
+    pub(super) fn has_or_expects(&self, chunk: &StoredChunk) -> bool {
+        let state = self.lock();
+        state.decoded.held.contains_key(chunk) || state.in_flight.contains(chunk)
+    }
+
     /// The decoded bytes of a chunk, from the cache or from `load`. A failure is not remembered.
     pub(super) fn get_or_load<E>(
         &self,
-        chunk: ChunkId,
-        load: impl FnOnce() -> Result<Arc<[u8]>, E>,
-    ) -> Result<Arc<[u8]>, E> {
+        chunk: StoredChunk,
+        load: impl FnOnce() -> Result<Decoded, E>,
+    ) -> Result<Decoded, E> {
         let flight = match self.get_or_depart(chunk) {
             Ok(bytes) => return Ok(bytes),
             Err(flight) => flight,
@@ -102,7 +117,7 @@ impl DecodedChunks {
         Ok(bytes)
     }
 
-    fn get_or_depart(&self, chunk: ChunkId) -> Result<Arc<[u8]>, Flight<'_>> {
+    fn get_or_depart(&self, chunk: StoredChunk) -> Result<Decoded, Flight<'_>> {
         let mut state = self.lock();
         loop {
             if let Some(bytes) = state.decoded.get(&chunk) {
@@ -138,10 +153,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::name::Digest;
+    use crate::name::{ChunkId, Digest};
 
-    fn chunk(number: u8) -> ChunkId {
-        ChunkId(Digest::of(&[number]))
+    fn chunk(number: u8) -> StoredChunk {
+        StoredChunk { chunk: ChunkId(Digest::of(&[number])), compressed: false }
     }
 
     #[test]
@@ -165,12 +180,12 @@ mod tests {
             cache.get_or_load(chunk(1), || -> Result<_, ()> {
                 loads.fetch_add(1, Ordering::SeqCst);
                 thread::yield_now();
-                Ok(Arc::from(&b"bytes"[..]))
+                Ok(Arc::new(b"bytes".to_vec()))
             })
         };
         thread::scope(|scope| {
             let readers: Vec<_> = (0..8).map(|_| scope.spawn(read)).collect();
-            readers.into_iter().for_each(|reader| assert_eq!(&*reader.join().unwrap().unwrap(), b"bytes"));
+            readers.into_iter().for_each(|reader| assert_eq!(**reader.join().unwrap().unwrap(), *b"bytes"));
         });
         assert_eq!(loads.load(Ordering::SeqCst), 1);
     }
@@ -183,6 +198,6 @@ mod tests {
             scope.spawn(|| cache.get_or_load(chunk(1), || -> Result<_, ()> { panic!("a test") })).join().is_err()
         });
         assert!(panicked);
-        assert_eq!(&*cache.get_or_load(chunk(1), || Ok::<_, ()>(Arc::from(&b"x"[..]))).unwrap(), b"x");
+        assert_eq!(**cache.get_or_load(chunk(1), || Ok::<_, ()>(Arc::new(b"x".to_vec()))).unwrap(), *b"x");
     }
 }

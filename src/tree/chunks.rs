@@ -8,16 +8,13 @@ use std::{
     collections::HashSet,
     fs::File,
     io,
-    ops::Range,
-    os::unix::fs::FileExt,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use sha2::{Digest as _, Sha256};
-
 use super::{
-    cache::{Bounded, DecodedChunks},
-    decode::Decoders,
+    ahead::Ahead,
+    loader::{Loader, Pattern, StoredChunk},
+    streams::Streams,
 };
 use crate::{
     format::{FileMap, Piece},
@@ -88,35 +85,24 @@ pub type DamageObserver = Box<dyn Fn(&ReadError) + Send + Sync>;
 
 /// Reads files out of chunks. One serves any number of threads.
 pub struct ChunkReader {
-    source: Box<dyn ChunkSource>,
-    verify: Verify,
+    loader: Arc<Loader>,
     on_damage: DamageObserver,
-    verified: Mutex<HashSet<ChunkId>>,
     damaged: Mutex<HashSet<ChunkId>>,
-    files: Mutex<Bounded<Arc<File>>>,
-    decoded: DecodedChunks,
-    decoders: Decoders,
+    streams: Streams,
+    ahead: Option<Ahead>,
 }
-
-/// Small files share chunks, and a read ends within one: what is decoded is kept for the next.
-const DECODED_BYTES_MAX: usize = 16 << 20;
-/// A quarter of the usual limit of 1024 descriptors.
-const FILES_MAX: usize = 256;
-const SCRATCH_BYTES: usize = 64 << 10;
 
 impl ChunkReader {
     /// A reader over these chunks.
     pub fn new(source: Box<dyn ChunkSource>, verify: Verify, on_damage: DamageObserver) -> Self {
-        Self {
-            source,
-            verify,
-            on_damage,
-            verified: Mutex::default(),
-            damaged: Mutex::default(),
-            files: Mutex::new(Bounded::new(FILES_MAX)),
-            decoded: DecodedChunks::new(DECODED_BYTES_MAX),
-            decoders: Decoders::default(),
-        }
+        let loader = Arc::new(Loader::new(source, verify));
+        Self { loader, on_damage, damaged: Mutex::default(), streams: Streams::default(), ahead: None }
+    }
+
+    /// The same, which also reads, checks and decodes the next chunks of a stream in threads of its own while files are read
+    /// in the order in which they were built. Fails if there can be no threads.
+    pub fn reading_ahead(self) -> io::Result<Self> {
+        Ok(Self { ahead: Some(Ahead::start(self.loader.clone())?), ..self })
     }
 
     /// Reads bytes of the file `ino`, whose map is `map`, from `offset` on. Fills `out` as far as the file goes and
@@ -129,10 +115,23 @@ impl ChunkReader {
             let skip = offset.saturating_sub(piece.file_offset);
             let here = (piece.len - skip).min(rest.len() as u64);
             let (part, others) = rest.split_at_mut(usize::try_from(here).expect("no more than the buffer has"));
-            self.read_piece(&piece, piece.blob.offset + skip, part).map_err(|fault| self.report(ino, &piece, fault))?;
+            let pattern = self.follow(map, &piece);
+            let read = self.loader.read(&piece, skip, part, pattern);
+            read.map_err(|fault| self.report(ino, &piece, fault))?;
             rest = others;
         }
         Ok(usize::try_from(wanted).expect("no more than the buffer has"))
+    }
+
+    fn follow(&self, map: FileMap<'_>, piece: &Piece) -> Pattern {
+        let Some(due) = self.streams.touch(map.layer_chunks(), piece.slot) else { return Pattern::Random };
+        if let Some(ahead) = &self.ahead
+            && !due.is_empty()
+        {
+            let next = &map.layer_chunks()[due.start as usize..due.end as usize];
+            ahead.load(next.iter().map(|chunk| StoredChunk { chunk: *chunk, compressed: piece.blob.compressed }));
+        }
+        Pattern::Stream
     }
 
     fn report(&self, ino: u64, piece: &Piece, fault: ChunkFault) -> ReadError {
@@ -142,132 +141,10 @@ impl ChunkReader {
         }
         error
     }
-
-    fn read_piece(&self, piece: &Piece, from: u64, out: &mut [u8]) -> Result<(), ChunkFault> {
-        let needs = piece.blob.offset + piece.len;
-        match piece.blob.compressed {
-            true => self.read_compressed(&piece.blob.chunk, from, needs, out),
-            false => self.read_plain(&piece.blob.chunk, from, needs, out),
-        }
-    }
-
-    fn read_compressed(&self, chunk: &ChunkId, from: u64, needs: u64, out: &mut [u8]) -> Result<(), ChunkFault> {
-        let bytes = self.decoded.get_or_load(*chunk, || self.decode(chunk))?;
-        let start = usize::try_from(from).ok().and_then(|from| bytes.get(from..));
-        let part = start.and_then(|rest| rest.get(..out.len()));
-        out.copy_from_slice(part.ok_or(ChunkFault::Short { has: bytes.len() as u64, needs })?);
-        Ok(())
-    }
-
-    fn decode(&self, chunk: &ChunkId) -> Result<Arc<[u8]>, ChunkFault> {
-        let file = self.open(chunk)?;
-        let unverified = self.is_unverified(chunk);
-        let bytes = self.decoders.decode(&file, |stored| match unverified {
-            true => expect_digest(chunk, Digest::of(stored)),
-            false => Ok(()),
-        })?;
-        self.note_verified(chunk, unverified);
-        Ok(bytes)
-    }
-
-    fn read_plain(&self, chunk: &ChunkId, from: u64, needs: u64, out: &mut [u8]) -> Result<(), ChunkFault> {
-        let file = self.file(chunk)?;
-        if !self.is_unverified(chunk) {
-            return read_exact(&file, from, needs, out);
-        }
-        let digest = read_and_hash(&file, from, out)?;
-        expect_digest(chunk, digest)?;
-        self.note_verified(chunk, true);
-        let has = file.metadata().map_err(ChunkFault::Io)?.len();
-        if has < from + out.len() as u64 { Err(ChunkFault::Short { has, needs }) } else { Ok(()) }
-    }
-
-    fn is_unverified(&self, chunk: &ChunkId) -> bool {
-        match self.verify {
-            Verify::First => !lock(&self.verified).contains(chunk),
-            Verify::Always => true,
-            Verify::Off => false,
-        }
-    }
-
-    fn note_verified(&self, chunk: &ChunkId, checked: bool) {
-        if checked && self.verify == Verify::First {
-            lock(&self.verified).insert(*chunk);
-        }
-    }
-
-    fn file(&self, chunk: &ChunkId) -> Result<Arc<File>, ChunkFault> {
-        if let Some(file) = lock(&self.files).get(chunk) {
-            return Ok(file);
-        }
-        let file = Arc::new(self.open(chunk)?);
-        lock(&self.files).insert(*chunk, file.clone(), 1);
-        Ok(file)
-    }
-
-    fn open(&self, chunk: &ChunkId) -> Result<File, ChunkFault> {
-        self.source.open(chunk).map_err(|cause| match cause.kind() {
-            io::ErrorKind::NotFound => ChunkFault::Missing,
-            _ => ChunkFault::Io(cause),
-        })
-    }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn expect_digest(chunk: &ChunkId, found: Digest) -> Result<(), ChunkFault> {
-    if chunk.0 == found { Ok(()) } else { Err(ChunkFault::Digest(found)) }
-}
-
-fn read_exact(file: &File, from: u64, needs: u64, out: &mut [u8]) -> Result<(), ChunkFault> {
-    match file.read_exact_at(out, from) {
-        Err(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => {
-            Err(ChunkFault::Short { has: file.metadata().map_err(ChunkFault::Io)?.len(), needs })
-        }
-        done => done.map_err(ChunkFault::Io),
-    }
-}
-
-/// Hashes the whole file and leaves its bytes from `from` on in `out`: read once, so what was hashed is what is there.
-fn read_and_hash(file: &File, from: u64, out: &mut [u8]) -> Result<Digest, ChunkFault> {
-    let mut hash = Sha256::new();
-    let mut scratch = vec![0; SCRATCH_BYTES.min(usize::try_from(from).unwrap_or(SCRATCH_BYTES))];
-    let before = hash_range(file, 0..from, &mut hash, &mut scratch)?;
-    let inside = hash_into(file, before, &mut hash, out)?;
-    scratch.resize(SCRATCH_BYTES, 0);
-    hash_range(file, before + inside..u64::MAX, &mut hash, &mut scratch)?;
-    Ok(Digest::from_bytes(&hash.finalize()).expect("sha-256 has 32 bytes"))
-}
-
-/// Hashes a range as far as the file goes; returns where it ended.
-fn hash_range(file: &File, range: Range<u64>, hash: &mut Sha256, scratch: &mut [u8]) -> Result<u64, ChunkFault> {
-    let mut at = range.start;
-    while at < range.end {
-        let len = scratch.len().min(usize::try_from(range.end - at).unwrap_or(usize::MAX));
-        let read = hash_into(file, at, hash, &mut scratch[..len])?;
-        at += read;
-        if read < len as u64 {
-            break;
-        }
-    }
-    Ok(at)
-}
-
-/// Fills `out` as far as the file goes and hashes that; returns how much it is.
-fn hash_into(file: &File, at: u64, hash: &mut Sha256, out: &mut [u8]) -> Result<u64, ChunkFault> {
-    let mut len = 0;
-    while len < out.len() {
-        match file.read_at(&mut out[len..], at + len as u64) {
-            Ok(0) => break,
-            Ok(read) => len += read,
-            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
-            Err(cause) => return Err(ChunkFault::Io(cause)),
-        }
-    }
-    hash.update(&out[..len]);
-    Ok(len as u64)
 }
 
 #[cfg(test)]
@@ -450,15 +327,51 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_opened_once_and_served_from_what_is_kept() {
+    fn chunks_are_opened_once_or_after_a_first_look_twice_and_served_from_what_is_kept() {
         let plain = bytes(10_000);
-        for (stored, compressed) in [(plain.clone(), false), (seekable(&plain, false), true)] {
+        for (stored, compressed, opened) in [(plain.clone(), false, 1), (seekable(&plain, false), true, 2)] {
             let fixture = fixture(Verify::First, &[(place(&stored, 0, compressed), 10_000)]);
             fixture.store(place(&stored, 0, false).chunk, &stored);
             for offset in 0..100 {
                 assert_eq!(fixture.read(offset * 100, 100).unwrap(), plain[offset as usize * 100..][..100]);
             }
-            assert_eq!(fixture.opened.load(SeqCst), 1);
+            assert_eq!(fixture.opened.load(SeqCst), opened);
         }
+    }
+
+    #[test]
+    fn a_page_out_of_the_blue_is_the_same_whether_frames_are_decoded_alone_or_the_table_lies() {
+        let plain = bytes(60_000);
+        let right = seekable(&plain, true);
+        let table_at = right.len() - 9 - 15 * 12;
+        let mut lying = right.clone();
+        // The second frame claims to decode to more than it does, the third to as much less.
+        lying[table_at + 12 + 4] += 1;
+        lying[table_at + 24 + 4..][..2].copy_from_slice(&4095u16.to_le_bytes());
+        for stored in [right, lying, zstd::bulk::compress(&plain, 3).unwrap()] {
+            for offset in [0, 4095, 4096, 8191, 30_000, 59_990] {
+                let fixture = fixture(Verify::First, &[(place(&stored, 0, true), 60_000)]);
+                fixture.store(place(&stored, 0, true).chunk, &stored);
+                let end = (offset + 4100).min(plain.len());
+                assert_eq!(fixture.read(offset as u64, 4100).unwrap(), plain[offset..end], "{offset}");
+            }
+        }
+    }
+
+    #[test]
+    fn reading_ahead_changes_nothing_of_what_is_read_nor_of_what_is_damaged() {
+        let chunks: Vec<Vec<u8>> = (0..60u8).map(|at| vec![at; 3000]).collect();
+        let pieces: Vec<_> = chunks.iter().map(|chunk| (place(chunk, 0, false), 3000)).collect();
+        let mut fixture = fixture(Verify::First, &pieces);
+        fixture.reader = fixture.reader.reading_ahead().unwrap();
+        chunks.iter().for_each(|chunk| fixture.store(place(chunk, 0, false).chunk, chunk));
+        fixture.store(pieces[40].0.chunk, b"wrong");
+        for at in 0..60 {
+            match fixture.read(at * 3000, 3000) {
+                Ok(read) => assert_eq!(read, chunks[at as usize]),
+                Err(error) => assert_eq!((at, error.chunk), (40, pieces[40].0.chunk)),
+            }
+        }
+        assert_eq!(lock(&fixture.told).len(), 1, "only what was asked for is told");
     }
 }

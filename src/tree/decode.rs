@@ -1,4 +1,4 @@
-//! Compressed chunks, as a whole. They are seekable zstd: some frames, then a skippable frame with the seek table, in
+//! Compressed chunks, as a whole or frame by frame. They are seekable zstd: some frames, then a skippable frame with the seek table, in
 //! one of two shapes. libzstd decodes the frames and skips the table, whatever its shape.
 
 use std::{
@@ -10,7 +10,8 @@ use std::{
 
 use zstd::zstd_safe::{self, DCtx, zstd_sys::ZSTD_ErrorCode};
 
-use super::chunks::ChunkFault;
+use super::{cache::Decoded, chunks::ChunkFault};
+use crate::codec::SeekTable;
 
 /// The most that a compressed chunk may be, stored or decoded. Writers cut at 256 KiB; what is over this is an attack.
 pub(super) const CHUNK_BYTES_MAX: usize = 64 << 20;
@@ -31,20 +32,47 @@ struct Workspace {
     decoded: Vec<u8>,
 }
 
+/// What the stored bytes of a chunk are to pass before they are used.
+pub(super) type Check<'a> = &'a dyn Fn(&[u8]) -> Result<(), ChunkFault>;
+
 impl Decoders {
     /// Reads the whole file, lets `check` look at the stored bytes, and decodes them.
-    pub(super) fn decode(
+    pub(super) fn decode(&self, file: &File, check: Check<'_>) -> Result<Decoded, ChunkFault> {
+        self.with_workspace(|workspace| workspace.decode(file, check))
+    }
+
+    /// Reads the whole file and lets `check` look at it, but decodes only the frames that hold the decoded bytes from `from`
+    /// on that `out` is for. `Err` in the result says how many bytes there are when there are too few.
+    pub(super) fn decode_part(
         &self,
         file: &File,
-        check: impl FnOnce(&[u8]) -> Result<(), ChunkFault>,
-    ) -> Result<Arc<[u8]>, ChunkFault> {
+        check: Check<'_>,
+        from: u64,
+        out: &mut [u8],
+    ) -> Result<Result<(), u64>, ChunkFault> {
+        self.with_workspace(|workspace| workspace.decode_part(file, check, from, out))
+    }
+
+    /// Reads a whole file of at most `limit` bytes that is not compressed, and lets `check` look at it.
+    pub(super) fn read(&self, file: &File, limit: u64, check: Check<'_>) -> Result<Decoded, ChunkFault> {
+        if file.metadata().map_err(ChunkFault::Io)?.len() > limit {
+            return Err(ChunkFault::TooLarge);
+        }
+        self.with_workspace(|workspace| {
+            let len = workspace.read(file)?;
+            check(&workspace.stored[..len])?;
+            Ok(Arc::new(workspace.stored[..len].to_vec()))
+        })
+    }
+
+    fn with_workspace<T>(&self, work: impl FnOnce(&mut Workspace) -> T) -> T {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut workspace = idle.unwrap_or_else(Workspace::new);
-        let bytes = workspace.decode(file, check);
+        let done = work(&mut workspace);
         if workspace.stored.len() + workspace.decoded.len() <= KEPT_BYTES_MAX {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
         }
-        bytes
+        done
     }
 }
 
@@ -53,20 +81,68 @@ impl Workspace {
         Self { context: DCtx::create(), stored: vec![0; USUAL_BYTES], decoded: vec![0; USUAL_BYTES] }
     }
 
-    fn decode(
-        &mut self,
-        file: &File,
-        check: impl FnOnce(&[u8]) -> Result<(), ChunkFault>,
-    ) -> Result<Arc<[u8]>, ChunkFault> {
+    fn decode(&mut self, file: &File, check: Check<'_>) -> Result<Decoded, ChunkFault> {
         let len = self.read(file)?;
         check(&self.stored[..len])?;
+        if let Some(bytes) = self.decode_in_place(len) {
+            return Ok(bytes);
+        }
+        self.decode_growing(len).map(|decoded| Arc::new(self.decoded[..decoded].to_vec()))
+    }
+
+    /// Decodes into memory of the right size, where the seek table tells it and tells the truth.
+    fn decode_in_place(&mut self, len: usize) -> Option<Decoded> {
+        let stored = &self.stored[..len];
+        let claimed = usize::try_from(SeekTable::parse(stored).ok()?.decoded_len()).ok()?;
+        let mut bytes = Vec::with_capacity(Some(claimed).filter(|claimed| *claimed <= USUAL_BYTES)?);
+        self.context.decompress(&mut bytes, stored).ok()?;
+        Some(Arc::new(bytes))
+    }
+
+    /// Decodes whatever it is into the buffer of the workspace, and returns its length.
+    fn decode_growing(&mut self, len: usize) -> Result<usize, ChunkFault> {
         loop {
             match self.context.decompress(&mut self.decoded[..], &self.stored[..len]) {
-                Ok(decoded) => return Ok(Arc::from(&self.decoded[..decoded])),
+                Ok(decoded) => return Ok(decoded),
                 Err(code) if is_full(code) => grow(&mut self.decoded)?,
                 Err(code) => return Err(ChunkFault::Zstd(zstd_safe::get_error_name(code))),
             }
         }
+    }
+
+    fn decode_part(
+        &mut self,
+        file: &File,
+        check: Check<'_>,
+        from: u64,
+        out: &mut [u8],
+    ) -> Result<Result<(), u64>, ChunkFault> {
+        let len = self.read(file)?;
+        check(&self.stored[..len])?;
+        if self.decode_frames(len, from, out).is_some() {
+            return Ok(Ok(()));
+        }
+        let decoded = self.decode_growing(len)?;
+        let part = usize::try_from(from).ok().and_then(|from| self.decoded[..decoded].get(from..)?.get(..out.len()));
+        Ok(part.map(|part| out.copy_from_slice(part)).ok_or(decoded as u64))
+    }
+
+    /// `None` where the table is not to be had, or anything is not as it says: then the whole chunk has to be looked at.
+    fn decode_frames(&mut self, len: usize, from: u64, out: &mut [u8]) -> Option<()> {
+        let stored = &self.stored[..len];
+        let table = SeekTable::parse(stored).ok()?;
+        let end = from.checked_add(out.len() as u64).filter(|end| *end <= table.decoded_len())?;
+        for frame in table.overlapping(from..end) {
+            let decoded = self.decoded.get_mut(..usize::try_from(frame.decoded_len()).ok()?)?;
+            let written = self.context.decompress(decoded, &stored[frame.stored.clone()]).ok()?;
+            if written != decoded.len() {
+                return None;
+            }
+            let (start, stop) = (from.max(frame.decoded.start), end.min(frame.decoded.end));
+            let part = &decoded[(start - frame.decoded.start) as usize..(stop - frame.decoded.start) as usize];
+            out[(start - from) as usize..(stop - from) as usize].copy_from_slice(part);
+        }
+        Some(())
     }
 
     fn read(&mut self, file: &File) -> Result<usize, ChunkFault> {

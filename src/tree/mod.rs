@@ -3,14 +3,17 @@
 //!
 //! [`View`] answers everything that the metadata can answer, [`ChunkReader`] turns file maps into verified bytes.
 
+mod ahead;
 mod cache;
 mod chunks;
 mod decode;
 mod error;
 mod layers;
+mod loader;
 mod numbers;
 #[cfg(test)]
 mod sample;
+mod streams;
 mod survey;
 mod view;
 mod walk;
