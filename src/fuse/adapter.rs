@@ -4,7 +4,16 @@
 //! not ask again, everything else so that it may remember the answer for ever. An image never changes, so there is
 //! nothing to invalidate, and no open file has a state.
 
-use std::{cell::RefCell, ffi::OsStr, io, os::unix::ffi::OsStrExt, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    cell::RefCell,
+    ffi::OsStr,
+    io,
+    os::fd::OwnedFd,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -16,6 +25,7 @@ use fuser::{
 use super::{
     answers::{FOREVER, attributes, file_type, nothing},
     errno::Trouble,
+    push::Push,
 };
 use crate::tree::{ChunkReader, FileKind, Node, View};
 
@@ -25,6 +35,7 @@ pub struct Image {
     chunks: Arc<ChunkReader>,
     /// Whether the kernel understands ENOSYS to open and to opendir; old ones take it for a failure.
     stateless: (bool, bool),
+    push: Arc<OnceLock<Push>>,
 }
 
 /// It also bounds what one read asks for.
@@ -59,7 +70,13 @@ thread_local! {
 impl Image {
     /// The filesystem of this image.
     pub fn new(view: Arc<View>, chunks: Arc<ChunkReader>) -> Self {
-        Self { view, chunks, stateless: (false, false) }
+        Self { view, chunks, stateless: (false, false), push: Arc::default() }
+    }
+
+    /// What starts pushing small files into the page cache, to be called with the connection once there is one.
+    pub(super) fn pushing(&self) -> impl FnOnce(OwnedFd) -> io::Result<()> + use<> {
+        let (view, chunks, push) = (self.view.clone(), self.chunks.clone(), self.push.clone());
+        move |device| Push::start(view, chunks, device).map(|started| drop(push.set(started)))
     }
 
     fn node(&self, ino: INodeNo) -> Result<Node, Trouble> {
@@ -95,7 +112,12 @@ impl Image {
 
     fn read_into(&self, ino: INodeNo, offset: u64, out: &mut [u8]) -> Result<usize, Trouble> {
         match self.view.file_map(ino.0) {
-            Some(map) => self.chunks.read_at(ino.0, map, offset, out).map_err(|_| Trouble::Damage),
+            Some(map) => {
+                if let Some(push) = self.push.get() {
+                    push.note(ino.0, offset, map.size());
+                }
+                self.chunks.read_at(ino.0, map, offset, out).map_err(|_| Trouble::Damage)
+            }
             None if self.node(ino)?.kind == FileKind::Unknown => Ok(0),
             None => Err(Trouble::WrongKind),
         }

@@ -3,6 +3,7 @@
 mod adapter;
 mod answers;
 mod errno;
+mod push;
 mod session;
 
 pub use adapter::Image;

@@ -1,6 +1,10 @@
 //! A connection to the kernel that serves one image.
 
-use std::{io, os::fd::OwnedFd, path::Path};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
 
 use fuser::{Config, MountOption, SessionACL};
 
@@ -43,7 +47,9 @@ impl Session {
     /// Serves an open `/dev/fuse` that somebody else mounts. Returns when the kernel has shaken hands.
     pub fn from_device(image: Image, device: OwnedFd, threads: usize) -> io::Result<Self> {
         // Whom the kernel lets in is decided at the mount; there is nothing left to refuse here.
+        let pushing = image.pushing();
         let inner = fuser::Session::from_fd(image, device, SessionACL::All, config(threads))?;
+        pushing(inner.as_fd().try_clone_to_owned()?)?;
         Ok(Self { inner })
     }
 
@@ -55,7 +61,10 @@ impl Session {
             AccessList::Owner => SessionACL::Owner,
             AccessList::Everybody => SessionACL::All,
         };
-        fuser::Session::new(image, mountpoint, &config).map(|inner| Self { inner })
+        let pushing = image.pushing();
+        let inner = fuser::Session::new(image, mountpoint, &config)?;
+        pushing(inner.as_fd().try_clone_to_owned()?)?;
+        Ok(Self { inner })
     }
 
     /// Answers until the image is unmounted.
