@@ -1,5 +1,6 @@
 //! Checking a store: everything that is wrong with it, with the way from the tag to it. Reports many, and changes nothing but in [`repair`].
 
+mod data;
 mod finding;
 mod image;
 mod repair;
@@ -9,6 +10,7 @@ pub use repair::{Repair, RepairAction, repair};
 
 use std::collections::HashSet;
 
+use self::data::Problem;
 use crate::{
     graph::{Afresh, ImageError, Root, pick, walk},
     name::{Digest, Selector},
@@ -81,7 +83,7 @@ pub fn check(store: &Store, options: &CheckOptions, watch: &dyn Observer) -> Res
         check_strangers(&inventory, &mut report.findings);
     }
     if options.data {
-        check_data(store, options, &inventory, &needed, watch, &mut report)?;
+        check_data(store, options, &inventory, &needed, watch, &mut report);
     }
     Ok(report)
 }
@@ -102,36 +104,27 @@ fn check_data(
     needed: &HashSet<Digest>,
     watch: &dyn Observer,
     report: &mut CheckReport,
-) -> Result<(), CheckError> {
+) {
     watch.event(Event::Phase("hashing blobs"));
     let wanted = |digest: &Digest| options.selector.is_none() || needed.contains(digest);
-    let mut blobs: Vec<_> = inventory
-        .blobs
-        .iter()
-        .filter(|(digest, _)| wanted(digest))
-        .map(|(digest, stat)| (*digest, stat.size))
-        .collect();
+    let present = inventory.blobs.iter().filter(|(digest, _)| wanted(digest));
+    let mut blobs: Vec<_> = present.map(|(digest, stat)| (stat.identity, *digest, stat.size)).collect();
     // What lies aside is read from there, so its bytes count as well.
     let aside = needed.iter().filter(|digest| inventory.get(digest).is_none());
-    blobs.extend(aside.map(|digest| (*digest, 0)));
+    blobs.extend(aside.map(|digest| ((0, 0), *digest, 0)));
+    // Files that were made one after the other mostly lie one after the other.
     blobs.sort_unstable();
-    for (digest, size) in &blobs {
-        match store.hash_blob(digest) {
-            Ok(None) => {}
-            Ok(Some(actual)) => {
-                let severity = if needed.contains(digest) { Severity::Damage } else { Severity::Notice };
-                let problem = format!("its bytes have the digest {actual}");
-                report.findings.push(Finding { severity, subject: format!("blob {digest}"), problem });
+    let blobs: Vec<_> = blobs.into_iter().map(|(_, digest, size)| (digest, size)).collect();
+    let hashed = data::hash_all(store, &blobs, watch);
+    report.hashed = (hashed.blobs, hashed.bytes);
+    for (digest, problem) in hashed.problems {
+        let (severity, problem) = match problem {
+            Problem::Content(actual) if needed.contains(&digest) => {
+                (Severity::Damage, format!("its bytes have the digest {actual}"))
             }
-            Err(StoreError::Missing(_)) => continue,
-            Err(error) => {
-                let (subject, problem) = (format!("blob {digest}"), error.to_string());
-                report.findings.push(Finding { severity: Severity::Damage, subject, problem });
-            }
-        }
-        report.hashed.0 += 1;
-        report.hashed.1 += size;
-        watch.event(Event::Progress { done: report.hashed.0, total: blobs.len() as u64 });
+            Problem::Content(actual) => (Severity::Notice, format!("its bytes have the digest {actual}")),
+            Problem::Unreadable(problem) => (Severity::Damage, problem),
+        };
+        report.findings.push(Finding { severity, subject: format!("blob {digest}"), problem });
     }
-    Ok(())
 }

@@ -127,7 +127,14 @@ impl Store {
 
     /// Hashes a whole blob without keeping it. `Ok(None)` means that its bytes are right, `Some` is its real digest.
     pub fn hash_blob(&self, digest: &Digest) -> Result<Option<Digest>, StoreError> {
-        let actual = hash(&self.open_blob(digest)?).at("read blob", self.blobs.join(&digest.to_string()))?;
+        self.hash_blob_through(digest, &mut vec![0; HASH_BUFFER_BYTES])
+    }
+
+    /// The same, reading through a buffer of the caller's, which must not be empty: making one for each of many blobs takes
+    /// as long as a small blob.
+    pub fn hash_blob_through(&self, digest: &Digest, buffer: &mut [u8]) -> Result<Option<Digest>, StoreError> {
+        let file = self.open_blob(digest)?;
+        let actual = hash_through(&file, buffer).at("read blob", self.blobs.join(&digest.to_string()))?;
         Ok((actual != *digest).then_some(actual))
     }
 
@@ -175,11 +182,16 @@ fn read_limited(file: &File, limit: u64) -> io::Result<Option<Vec<u8>>> {
     Ok((bytes.len() as u64 <= limit).then_some(bytes))
 }
 
+const HASH_BUFFER_BYTES: usize = 128 << 10;
+
 pub(super) fn hash(file: &File) -> io::Result<Digest> {
+    hash_through(file, &mut vec![0; HASH_BUFFER_BYTES])
+}
+
+fn hash_through(file: &File, buffer: &mut [u8]) -> io::Result<Digest> {
     let mut hasher = sha2::Sha256::new();
-    let mut buffer = vec![0; 128 << 10];
     loop {
-        match { file }.read(&mut buffer)? {
+        match { file }.read(buffer)? {
             0 => break,
             n => hasher.update(&buffer[..n]),
         }
