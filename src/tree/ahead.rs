@@ -31,8 +31,8 @@ struct Queue {
     ended: bool,
 }
 
-/// While one waits for the disk, the other decodes.
-const THREADS: usize = 2;
+/// While some wait for the disk, the others decode.
+const THREADS: usize = 4;
 /// What is over this was asked for so long ago that it came to pass, or never will.
 const QUEUE_MAX: usize = 48;
 

@@ -48,7 +48,7 @@ pub(super) struct Loader {
 }
 
 /// Small files share chunks, and a read ends within one: what is decoded is kept for the next.
-const DECODED_BYTES_MAX: usize = 8 << 20;
+const DECODED_BYTES_MAX: usize = 6 << 20;
 /// A quarter of the usual limit of 1024 descriptors.
 const FILES_MAX: usize = 256;
 const SCRATCH_BYTES: usize = 64 << 10;

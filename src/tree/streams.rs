@@ -27,8 +27,8 @@ struct Head {
 /// More than this many readers at a time only lose what reading ahead would give.
 const HEADS: usize = 8;
 /// How far ahead to prepare, in chunks of 64 KiB on average; and how few may be left before more are asked for.
-const AHEAD_MAX: u32 = 12;
-const AHEAD_MIN: u32 = 6;
+const AHEAD_MAX: u32 = 24;
+const AHEAD_MIN: u32 = 16;
 
 impl Streams {
     /// Notes that the chunk in `slot` of a layer is read. `None` if no reader was near; else which chunks to prepare.
@@ -84,7 +84,7 @@ mod tests {
         for at in 0..7 {
             assert_eq!(streams.touch(&layer, at * 37), None);
         }
-        assert_eq!(streams.touch(&layer, 501), Some(502..514));
+        assert_eq!(streams.touch(&layer, 501), Some(502..502 + AHEAD_MAX));
         assert_eq!(streams.touch(&layer, 999), None, "far away");
         assert_eq!(streams.touch(&layer, 999), Some(1000..1000), "the last one has none after it");
     }
