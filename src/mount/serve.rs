@@ -84,10 +84,8 @@ impl Drop for HeldLease {
     fn drop(&mut self) {
         let Some(lease) = self.lease.take() else { return };
         // Pins or a lease file that stay are dead from now on, and any collector removes them.
-        if let Some(manifest) = self.manifest
-            && let Ok(guard) = self.store.lock_exclusive()
-        {
-            let _ = self.store.remove_pins_of_ending(&guard, &manifest, &lease);
+        if let Some(manifest) = self.manifest {
+            let _ = self.store.remove_pins_of_ending(&manifest, &lease);
         }
         let _ = self.store.release(lease);
     }

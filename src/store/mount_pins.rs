@@ -29,6 +29,8 @@ pub struct StalePins {
 }
 
 const PINS: &str = "pins";
+/// So many names are listed and unlinked within some milliseconds.
+const ENDING_PINS_PER_TURN: usize = 256;
 
 impl Store {
     /// Gives the blobs of a mounted image a second name. The mount works without; so failures are counted, not returned.
@@ -118,16 +120,20 @@ impl Store {
     }
 
     /// Removes the pins of a mount that is ending, unless another live lease names the manifest. Gives the bytes that only they
-    /// held.
-    pub fn remove_pins_of_ending(
-        &self,
-        held: &ExclusiveGuard<'_>,
-        manifest: &Digest,
-        ending: &Lease,
-    ) -> Result<u64, StoreError> {
-        match self.is_leased(manifest, Some(ending.id()))? {
-            true => Ok(0),
-            false => self.remove_pins(held, manifest, usize::MAX).map(|(freed, _)| freed),
+    /// held. Takes the store lock exclusively for a few hundred names at a time, and looks for such a lease each time: whoever
+    /// mounts the manifest in between keeps what is left and links the rest anew.
+    pub fn remove_pins_of_ending(&self, manifest: &Digest, ending: &Lease) -> Result<u64, StoreError> {
+        let mut freed = 0;
+        loop {
+            let held = self.lock_exclusive()?;
+            if self.is_leased(manifest, Some(ending.id()))? {
+                return Ok(freed);
+            }
+            let (bytes, is_done) = self.remove_pins(&held, manifest, ENDING_PINS_PER_TURN)?;
+            freed += bytes;
+            if is_done {
+                return Ok(freed);
+            }
         }
     }
 
