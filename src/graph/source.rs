@@ -160,7 +160,8 @@ impl BlobSource for Store {
                 learn_image(self, digest, *kind);
             }
         };
-        let others = thread::available_parallelism().map_or(1, usize::from).min(READERS_MAX) - 1;
+        let others =
+            (READERS_PER_PROCESSOR * thread::available_parallelism().map_or(1, usize::from)).min(READERS_MAX) - 1;
         thread::scope(|scope| {
             (0..others).for_each(|_| drop(scope.spawn(read)));
             read();
@@ -170,6 +171,8 @@ impl BlobSource for Store {
 
 /// For fewer documents, threads cost more than they give.
 const EXPECTED_MIN: usize = 8;
+/// While some wait for the disk, the others hash and decode.
+const READERS_PER_PROCESSOR: usize = 4;
 /// Each has a document of perhaps many megabytes in hand.
 const READERS_MAX: usize = 8;
 
