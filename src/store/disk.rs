@@ -192,6 +192,13 @@ impl Dir {
 
     /// The names in this directory, sorted, all of them or an error.
     pub(super) fn names(&self) -> Result<Vec<Vec<u8>>, StoreError> {
+        let mut names = self.some_names(usize::MAX)?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// At most `max` of the names in this directory, whichever come first, in no order.
+    pub(super) fn some_names(&self, max: usize) -> Result<Vec<Vec<u8>>, StoreError> {
         let entries = rustix::fs::Dir::read_from(&self.fd).at("list", &self.path)?;
         let mut names = Vec::new();
         for entry in entries {
@@ -199,8 +206,10 @@ impl Dir {
             if !matches!(&name[..], b"." | b"..") {
                 names.push(name);
             }
+            if names.len() == max {
+                break;
+            }
         }
-        names.sort_unstable();
         Ok(names)
     }
 

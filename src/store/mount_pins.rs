@@ -3,7 +3,7 @@
 //! Other tools know nothing of leases: `umoci gc` unlinks what a mount still reads. A second name of our own keeps the file.
 //! All mounts of a manifest share one directory; it goes when no live lease names that manifest.
 
-use std::{collections::HashMap, io};
+use std::{collections::HashMap, io, thread, time::Duration};
 
 use rustix::fs::FileType;
 
@@ -29,8 +29,10 @@ pub struct StalePins {
 }
 
 const PINS: &str = "pins";
-/// So many names are listed and unlinked within some milliseconds.
-const ENDING_PINS_PER_TURN: usize = 256;
+/// So many names are listed and unlinked in 10 ms or so.
+const ENDING_PINS_PER_TURN: usize = 1024;
+/// Longer than those who wait for the lock sleep between two looks at it.
+const BETWEEN_TURNS: Duration = Duration::from_millis(3);
 
 impl Store {
     /// Gives the blobs of a mounted image a second name. The mount works without; so failures are counted, not returned.
@@ -134,6 +136,8 @@ impl Store {
             if is_done {
                 return Ok(freed);
             }
+            drop(held);
+            thread::sleep(BETWEEN_TURNS);
         }
     }
 
@@ -152,7 +156,7 @@ impl Store {
     ) -> Result<(u64, bool), StoreError> {
         let Some(dir) = self.pins_of(manifest)? else { return Ok((0, true)) };
         let mut freed = 0;
-        let names = dir.names()?;
+        let names = dir.some_names(names_max.saturating_add(1))?;
         let is_last = names.len() <= names_max;
         for name in names.into_iter().take(names_max) {
             let name = String::from_utf8_lossy(&name).into_owned();
@@ -183,5 +187,43 @@ impl Store {
         let names = pins.names()?.into_iter().filter_map(|name| String::from_utf8(name).ok());
         let digests = names.filter_map(|name| name.parse::<Digest>().ok());
         digests.map(|digest| Ok((digest, pins.sub(&digest.to_string())?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::store::{LeaseKind, LeaseRecord};
+
+    /// More pins than one turn removes.
+    const PINNED: u32 = 3 * 1024 + 5;
+
+    #[test]
+    fn pins_go_with_the_last_mount_in_however_many_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(dir.path()).unwrap();
+        let pinned: Vec<Digest> = (0..PINNED).map(|at| Digest::of(&at.to_le_bytes())).collect();
+        let blob = |digest: &Digest| dir.path().join("blobs/sha256").join(digest.to_string());
+        fs::create_dir_all(dir.path().join("blobs/sha256")).unwrap();
+        for (at, digest) in pinned.iter().enumerate() {
+            fs::write(blob(digest), u32::try_from(at).unwrap().to_le_bytes()).unwrap();
+        }
+        let manifest = pinned[0];
+        let lease = |second| {
+            let since = jiff::Timestamp::from_second(second).unwrap();
+            let mut record = LeaseRecord::of_this_process(LeaseKind::Mount, since);
+            record.manifest = Some(manifest);
+            store.take_lease(&store.lock_shared().unwrap(), &record).unwrap()
+        };
+        let (first, second) = (lease(1), lease(2));
+        assert_eq!(store.link_pins(&manifest, &pinned).unwrap().linked, u64::from(PINNED));
+        fs::remove_file(blob(&pinned[7])).unwrap();
+        assert_eq!(store.remove_pins_of_ending(&manifest, &first).unwrap(), 0, "the second mount needs them");
+        assert!(store.pins_of(&manifest).unwrap().is_some());
+        store.release(first).unwrap();
+        assert_eq!(store.remove_pins_of_ending(&manifest, &second).unwrap(), 4, "what only the pin still had");
+        assert!(store.pins_of(&manifest).unwrap().is_none());
     }
 }
