@@ -254,7 +254,12 @@ impl Filesystem for Image {
                 buffer.resize(size, 0);
             }
             match self.read_into(ino, offset, &mut buffer[..size]) {
-                Ok(len) => reply.data(&buffer[..len]),
+                Ok(len) => {
+                    reply.data(&buffer[..len]);
+                    if let Some(push) = self.push.get() {
+                        push.note_answered(ino.0, offset, len);
+                    }
+                }
                 Err(trouble) => reply.error(trouble.into()),
             }
         });

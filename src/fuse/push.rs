@@ -1,11 +1,14 @@
-//! Small files that will be read next, put into the kernel's page cache before it asks.
+//! What will be read next, put into the kernel's page cache before it asks (`FUSE_NOTIFY_STORE`), by a thread of its own.
 //!
-//! Whoever reads the files of a directory one after the other waits for one round trip a file. So a thread of its own hands
-//! over the files that follow (`FUSE_NOTIFY_STORE`), mostly out of the chunk that was decoded for this one, and the reader
-//! meets the daemon once in many files. The kernel takes only what belongs to inodes that it knows already; what it does not
-//! take, or drops again, it asks for as ever.
+//! Whoever reads the files of a directory one after the other waits for one round trip a file: they get the files that
+//! follow, mostly out of the chunk that was decoded for this one. Whoever reads a page here and a page there in a long file
+//! waits for one round trip a page: they get the rest of the chunk, which was read, hashed and decoded for that page. The
+//! kernel takes only what belongs to inodes that it knows already; what it does not take, or drops again, it asks for as ever.
+//!
+//! Only this thread may push: the kernel makes it wait for pages that are being read, and who answers those must not wait.
 
 use std::{
+    collections::VecDeque,
     io::{self, IoSlice},
     ops::Range,
     os::fd::OwnedFd,
@@ -31,8 +34,23 @@ struct Shared {
 struct State {
     run: Run,
     /// The inodes whose turn it is.
-    due: Option<Range<u64>>,
+    inodes: Option<Range<u64>>,
+    /// Places in files whose chunks have just been loaded for a page or a few.
+    spots: VecDeque<Spot>,
     ended: bool,
+}
+
+/// A few bytes of a file.
+#[derive(Debug, Clone)]
+struct Spot {
+    ino: u64,
+    range: Range<u64>,
+}
+
+/// What the thread does next.
+enum Due {
+    Inodes(Range<u64>),
+    Spot(Spot),
 }
 
 /// A reader that goes along the inode numbers.
@@ -63,6 +81,11 @@ const WINDOW_MIN: u64 = 8;
 const WINDOW_MAX: u64 = 256;
 /// The most bytes of small files that are pushed unasked at a time.
 const PUSHED_BYTES_MAX: u64 = 4 << 20;
+/// Larger reads are those of somebody who goes along a file, for whom the kernel reads ahead.
+const SPOT_BYTES_MAX: usize = 32 << 10;
+/// What is over this has lost its chunk from memory by the time its turn comes.
+const SPOTS_MAX: usize = 64;
+const PAGE_BYTES: u64 = 4096;
 
 impl Push {
     /// Starts the thread. `device` is the session's `/dev/fuse`.
@@ -73,7 +96,10 @@ impl Push {
         let work = move || {
             while let Some(due) = pusher.shared.next() {
                 // Nobody waits for what is not pushed: the kernel asks.
-                let _ = pusher.push(due);
+                let _ = match due {
+                    Due::Inodes(inodes) => pusher.push(inodes),
+                    Due::Spot(spot) => pusher.push_around(spot),
+                };
             }
         };
         let thread = thread::Builder::new().name("pfs-push".into()).spawn(work)?;
@@ -86,11 +112,25 @@ impl Push {
             return;
         }
         let mut state = self.shared.lock();
-        if let Some(due) = state.run.note(ino) {
-            state.due = Some(due);
+        if let Some(inodes) = state.run.note(ino) {
+            state.inodes = Some(inodes);
             drop(state);
             self.shared.changed.notify_one();
         }
+    }
+
+    /// Hears that `len` bytes from `offset` on have been read.
+    pub(super) fn note_answered(&self, ino: u64, offset: u64, len: usize) {
+        if len > SPOT_BYTES_MAX {
+            return;
+        }
+        let mut state = self.shared.lock();
+        if state.spots.len() == SPOTS_MAX {
+            state.spots.pop_front();
+        }
+        state.spots.push_back(Spot { ino, range: offset..offset + len as u64 });
+        drop(state);
+        self.shared.changed.notify_one();
     }
 }
 
@@ -109,14 +149,17 @@ impl Shared {
     }
 
     /// `None` at the end.
-    fn next(&self) -> Option<Range<u64>> {
+    fn next(&self) -> Option<Due> {
         let mut state = self.lock();
         loop {
             if state.ended {
                 return None;
             }
-            if let Some(due) = state.due.take() {
-                return Some(due);
+            if let Some(spot) = state.spots.pop_front() {
+                return Some(Due::Spot(spot));
+            }
+            if let Some(inodes) = state.inodes.take() {
+                return Some(Due::Inodes(inodes));
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -171,12 +214,28 @@ impl Pusher {
         Ok(())
     }
 
+    /// Pushes what the chunks at this spot have of the file, in whole pages, as far as they are in memory.
+    fn push_around(&mut self, spot: Spot) -> io::Result<()> {
+        let Some(map) = self.view.file_map(spot.ino) else { return Ok(()) };
+        let mut at = spot.range.start;
+        while at < spot.range.end
+            && let Some(stretch) = self.chunks.at_hand(map, at)
+        {
+            at = stretch.range().end;
+            let pages = whole_pages(stretch.range(), map.size());
+            if pages.end - pages.start > PAGE_BYTES {
+                store(&self.device, spot.ino, pages.start, stretch.bytes_of(pages))?;
+            }
+        }
+        Ok(())
+    }
+
     /// What is damaged is not pushed; who asks for it hears so.
     fn store(&mut self, ino: u64, size: u64) -> io::Result<()> {
         let Some(map) = self.view.file_map(ino) else { return Ok(()) };
         let buffer = &mut self.buffer[..size as usize];
         match self.chunks.read_at(ino, map, 0, buffer) {
-            Ok(len) => store(&self.device, ino, &buffer[..len]),
+            Ok(len) => store(&self.device, ino, 0, &buffer[..len]),
             Err(_) => Ok(()),
         }
     }
@@ -186,15 +245,23 @@ impl Pusher {
 const NOTIFY_STORE: i32 = 4;
 const HEADER_BYTES: u32 = 16 + 24;
 
-/// Sends `fuse_out_header` and `fuse_notify_store_out`, as in the kernel's `fuse.h`, and the bytes of a whole file.
-fn store(device: &OwnedFd, ino: u64, bytes: &[u8]) -> io::Result<()> {
+/// The pages of a file of `size` bytes that are all in this range; the last page of a file may be short.
+fn whole_pages(range: Range<u64>, size: u64) -> Range<u64> {
+    let start = range.start.next_multiple_of(PAGE_BYTES);
+    let end = if range.end == size { size } else { range.end - range.end % PAGE_BYTES };
+    if start < end { start..end } else { range.start..range.start }
+}
+
+/// Sends `fuse_out_header` and `fuse_notify_store_out`, as in the kernel's `fuse.h`, and bytes of a file from `offset` on, where a
+/// page begins.
+fn store(device: &OwnedFd, ino: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
     let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
     let header = [
         &(HEADER_BYTES + len).to_ne_bytes()[..],
         &NOTIFY_STORE.to_ne_bytes(),
         &0u64.to_ne_bytes(),
         &ino.to_ne_bytes(),
-        &0u64.to_ne_bytes(),
+        &offset.to_ne_bytes(),
         &len.to_ne_bytes(),
         &0u32.to_ne_bytes(),
     ]
@@ -221,6 +288,16 @@ mod tests {
             assert!(due.start == next + 1 && due.end - due.start < WINDOW_MAX, "{due:?}");
             windows += due.end - due.start;
         }
+    }
+
+    #[test]
+    fn only_whole_pages_and_the_end_of_a_file_are_pushed() {
+        assert_eq!(whole_pages(0..9000, 20_000), 0..8192);
+        assert_eq!(whole_pages(100..20_100, 50_000), 4096..16_384);
+        assert_eq!(whole_pages(8192..13_192, 13_192), 8192..13_192, "the last page is short");
+        assert_eq!(whole_pages(5000..5100, 20_000), 5000..5000, "none");
+        assert_eq!(whole_pages(5000..5100, 5100), 5000..5000, "its last page begins in another chunk");
+        assert_eq!(whole_pages(4096..8192, 20_000), 4096..8192);
     }
 
     #[test]

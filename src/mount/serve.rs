@@ -58,6 +58,9 @@ struct Pins {
     rootfs: Arc<Rootfs>,
 }
 
+/// The highest "nice" value. It holds for the calling thread alone, on Linux.
+const LEAST_URGENT: i32 = 19;
+
 impl Pins {
     /// Makes them, in a thread of its own: it may take a second, and a mount works without.
     fn make(self) -> Option<thread::JoinHandle<()>> {
@@ -67,6 +70,8 @@ impl Pins {
             let metadata = self.rootfs.metadata_blobs().iter().copied();
             let chunks = self.rootfs.chunks().into_iter().map(Digest::from);
             let blobs: Vec<Digest> = own.into_iter().chain(metadata).chain(chunks).collect();
+            // Whoever reads from the new mount goes first; where there is time to spare, this takes as long as ever.
+            let _ = rustix::process::nice(LEAST_URGENT);
             let _ = self.store.link_pins(&self.manifest.0, &blobs);
         };
         thread::Builder::new().name("pfs-pins".into()).spawn(make).ok()

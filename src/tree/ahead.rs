@@ -32,7 +32,7 @@ struct Queue {
 }
 
 /// While some wait for the disk, the others decode.
-const THREADS: usize = 4;
+const THREADS: usize = 6;
 /// What is over this was asked for so long ago that it came to pass, or never will.
 const QUEUE_MAX: usize = 48;
 

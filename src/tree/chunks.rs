@@ -8,11 +8,13 @@ use std::{
     collections::HashSet,
     fs::File,
     io,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use super::{
     ahead::Ahead,
+    cache::Decoded,
     loader::{Loader, Pattern, StoredChunk},
     streams::Streams,
 };
@@ -83,6 +85,26 @@ pub struct ReadError {
 /// Hears of each damaged chunk, once.
 pub type DamageObserver = Box<dyn Fn(&ReadError) + Send + Sync>;
 
+/// A stretch of a file, as it lies in memory: one chunk's share of it.
+pub struct AtHand {
+    file_offset: u64,
+    chunk: Decoded,
+    range: Range<usize>,
+}
+
+impl AtHand {
+    /// Which bytes of the file.
+    pub fn range(&self) -> Range<u64> {
+        self.file_offset..self.file_offset + self.range.len() as u64
+    }
+
+    /// Some of them, verified. Panics if `part` is not within [`AtHand::range`].
+    pub fn bytes_of(&self, part: Range<u64>) -> &[u8] {
+        let place = |offset: u64| usize::try_from(offset - self.file_offset).expect("no more than memory holds");
+        &self.chunk[self.range.clone()][place(part.start)..place(part.end)]
+    }
+}
+
 /// Reads files out of chunks. One serves any number of threads.
 pub struct ChunkReader {
     loader: Arc<Loader>,
@@ -111,11 +133,12 @@ impl ChunkReader {
         let wanted = map.size().saturating_sub(offset).min(out.len() as u64);
         let end = offset + wanted;
         let mut rest = &mut out[..usize::try_from(wanted).expect("no more than the buffer has")];
-        for piece in map.pieces_from(offset).take_while(|piece| piece.file_offset < end) {
+        let pieces = || map.pieces_from(offset).take_while(|piece| piece.file_offset < end);
+        let pattern = self.follow(map, pieces());
+        for piece in pieces() {
             let skip = offset.saturating_sub(piece.file_offset);
             let here = (piece.len - skip).min(rest.len() as u64);
             let (part, others) = rest.split_at_mut(usize::try_from(here).expect("no more than the buffer has"));
-            let pattern = self.follow(map, &piece);
             let read = self.loader.read(&piece, skip, part, pattern);
             read.map_err(|fault| self.report(ino, &piece, fault))?;
             rest = others;
@@ -123,13 +146,25 @@ impl ChunkReader {
         Ok(usize::try_from(wanted).expect("no more than the buffer has"))
     }
 
-    fn follow(&self, map: FileMap<'_>, piece: &Piece) -> Pattern {
-        let Some(due) = self.streams.touch(map.layer_chunks(), piece.slot) else { return Pattern::Random };
+    /// What is in memory of the chunk that has the byte `offset` of a file; `None` if it is not there. Reads nothing.
+    pub fn at_hand(&self, map: FileMap<'_>, offset: u64) -> Option<AtHand> {
+        let piece = map.pieces_from(offset).next()?;
+        let chunk = self.loader.in_memory(&piece)?;
+        let start = usize::try_from(piece.blob.offset).ok()?;
+        let end = start.checked_add(usize::try_from(piece.len).ok()?).filter(|end| *end <= chunk.len())?;
+        Some(AtHand { file_offset: piece.file_offset, chunk, range: start..end })
+    }
+
+    /// Finds out whether these pieces, which one read asks for, are on somebody's way along the stream of files.
+    fn follow(&self, map: FileMap<'_>, mut pieces: impl Iterator<Item = Piece>) -> Pattern {
+        let Some(first) = pieces.next() else { return Pattern::Random };
+        let last = pieces.last().map_or(first.slot, |last| last.slot);
+        let Some(due) = self.streams.touch(map.layer_chunks(), first.slot, last) else { return Pattern::Random };
         if let Some(ahead) = &self.ahead
             && !due.is_empty()
         {
             let next = &map.layer_chunks()[due.start as usize..due.end as usize];
-            ahead.load(next.iter().map(|chunk| StoredChunk { chunk: *chunk, compressed: piece.blob.compressed }));
+            ahead.load(next.iter().map(|chunk| StoredChunk { chunk: *chunk, compressed: first.blob.compressed }));
         }
         Pattern::Stream
     }

@@ -88,6 +88,11 @@ impl Loader {
         }
     }
 
+    /// The decoded bytes of the chunk that a piece is in, if they are kept.
+    pub(super) fn in_memory(&self, piece: &Piece) -> Option<Decoded> {
+        self.decoded.get(&StoredChunk { chunk: piece.blob.chunk, compressed: piece.blob.compressed })
+    }
+
     fn read_compressed(
         &self,
         stored: StoredChunk,
@@ -96,7 +101,9 @@ impl Loader {
         out: &mut [u8],
         pattern: Pattern,
     ) -> Result<(), ChunkFault> {
-        if pattern == Pattern::Random && out.len() <= PART_BYTES_MAX && !self.decoded.has_or_expects(&stored) {
+        let is_part = pattern == Pattern::Random && out.len() <= PART_BYTES_MAX;
+        // What is to be hashed is read as a whole, so it may as well be decoded as a whole and kept, as plain chunks are.
+        if is_part && !self.is_unverified(&stored.chunk) && !self.decoded.has_or_expects(&stored) {
             let file = self.open(&stored.chunk)?;
             let part = self.checked(&stored.chunk, |check| self.decoders.decode_part(&file, check, from, out))?;
             return part.map_err(|has| ChunkFault::Short { has, needs });

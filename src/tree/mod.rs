@@ -18,7 +18,7 @@ mod survey;
 mod view;
 mod walk;
 
-pub use chunks::{ChunkFault, ChunkReader, ChunkSource, DamageObserver, ReadError, Verify};
+pub use chunks::{AtHand, ChunkFault, ChunkReader, ChunkSource, DamageObserver, ReadError, Verify};
 pub use error::TreeError;
 pub use view::{FileKind, Node, ROOT_INO, View};
 pub use walk::{Step, Walk};

@@ -22,34 +22,44 @@ struct Head {
     at: u32,
     /// The first that nobody was told to prepare.
     unprepared: u32,
+    /// How often it stayed at a chunk or went on to the next.
+    steps: u32,
 }
 
 /// More than this many readers at a time only lose what reading ahead would give.
 const HEADS: usize = 8;
+/// Who reads here and there in a long file comes near where he was by chance now and then, but not twice in a row. What is
+/// prepared in vain costs more than a stream that is seen one read later.
+const STEPS_MIN: u32 = 2;
 /// How far ahead to prepare, in chunks of 64 KiB on average; and how few may be left before more are asked for.
 const AHEAD_MAX: u32 = 24;
 const AHEAD_MIN: u32 = 16;
 
 impl Streams {
-    /// Notes that the chunk in `slot` of a layer is read. `None` if no reader was near; else which chunks to prepare.
-    pub(super) fn touch(&self, layer: &[ChunkId], slot: u32) -> Option<Range<u32>> {
+    /// Notes that one read goes from the chunk in the slot `first` of a layer to the one in `last`. `None` if no reader has come along to it; else which chunks
+    /// to prepare.
+    pub(super) fn touch(&self, layer: &[ChunkId], first: u32, last: u32) -> Option<Range<u32>> {
         let (layer, len) = (layer.as_ptr().addr(), u32::try_from(layer.len()).unwrap_or(u32::MAX));
         let mut heads = lock(&self.heads);
-        let near = |head: &Head| head.layer == layer && (head.at == slot || head.at.checked_add(1) == Some(slot));
+        let near = |head: &Head| head.layer == layer && (head.at == first || head.at.checked_add(1) == Some(first));
         let Some(which) = heads.iter().position(near) else {
             heads.rotate_right(1);
-            heads[0] = Head { layer, at: slot, unprepared: slot + 1 };
+            heads[0] = Head { layer, at: last, unprepared: last.saturating_add(1), steps: 0 };
             return None;
         };
         heads[..=which].rotate_right(1);
         let head = &mut heads[0];
-        head.at = slot;
-        let first = head.unprepared.max(slot + 1);
-        if first - slot > AHEAD_MIN {
+        head.at = last;
+        head.steps = head.steps.saturating_add(1);
+        if head.steps < STEPS_MIN {
+            return None;
+        }
+        let next = head.unprepared.max(last.saturating_add(1));
+        if next - last > AHEAD_MIN {
             return Some(0..0);
         }
-        head.unprepared = slot.saturating_add(AHEAD_MAX + 1).min(len).max(first);
-        Some(first..head.unprepared)
+        head.unprepared = last.saturating_add(AHEAD_MAX + 1).min(len).max(next);
+        Some(next..head.unprepared)
     }
 }
 
@@ -68,8 +78,8 @@ mod tests {
         let mut prepared = Vec::new();
         for slot in 0..50 {
             for again in 0..3 {
-                let due = streams.touch(&layer, slot);
-                assert_eq!(due.is_none(), slot == 0 && again == 0);
+                let due = streams.touch(&layer, slot, slot);
+                assert_eq!(due.is_none(), slot == 0 && again < STEPS_MIN);
                 prepared.extend(due.into_iter().flatten());
             }
             assert!(slot == 0 || prepared.contains(&slot), "{slot} was prepared before it came");
@@ -78,14 +88,25 @@ mod tests {
     }
 
     #[test]
+    fn a_read_across_chunks_is_one_step_and_reading_ahead_begins_behind_it() {
+        let (streams, layer) = (Streams::default(), layer(1000));
+        assert_eq!(streams.touch(&layer, 10, 12), None);
+        assert_eq!(streams.touch(&layer, 12, 14), None);
+        assert_eq!(streams.touch(&layer, 15, 17), Some(18..18 + AHEAD_MAX));
+    }
+
+    #[test]
     fn readers_here_and_there_do_not_disturb_a_stream_and_are_none() {
         let (streams, layer) = (Streams::default(), layer(1000));
-        assert_eq!(streams.touch(&layer, 500), None);
+        let touch = |slot| streams.touch(&layer, slot, slot);
+        assert_eq!(touch(499), None);
+        assert_eq!(touch(500), None, "near by chance");
         for at in 0..7 {
-            assert_eq!(streams.touch(&layer, at * 37), None);
+            assert_eq!(touch(at * 37), None);
         }
-        assert_eq!(streams.touch(&layer, 501), Some(502..502 + AHEAD_MAX));
-        assert_eq!(streams.touch(&layer, 999), None, "far away");
-        assert_eq!(streams.touch(&layer, 999), Some(1000..1000), "the last one has none after it");
+        assert_eq!(touch(501), Some(502..502 + AHEAD_MAX));
+        assert_eq!(touch(999), None, "far away");
+        assert_eq!(touch(999), None, "near by chance");
+        assert_eq!(touch(999), Some(1000..1000), "the last one has none after it");
     }
 }
