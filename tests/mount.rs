@@ -6,7 +6,10 @@ use std::{
     env, fs,
     fs::{OpenOptions, Permissions},
     io::{BufRead, BufReader, Read},
-    os::unix::{fs::PermissionsExt, process::CommandExt},
+    os::unix::{
+        fs::{FileExt, PermissionsExt},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
 };
@@ -375,6 +378,42 @@ fn a_tag_that_is_not_there_leaves_neither_mount_nor_lease() {
     let error = mount(&place.request("bas"), jiff::Timestamp::now(), Box::new(|_| ())).err().unwrap();
     assert!(matches!(error, MountError::Image(_)), "{error}");
     assert_eq!(place.lease_files(), 0);
+}
+
+/// What one page makes the daemon put into the page cache is what the file has there, up to its last, short page.
+#[test]
+fn pages_here_and_there_are_those_of_the_file() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new("puzzlefs-0.2.0");
+    for (tag, _) in trees::TAGS {
+        for path in ["data/big.bin", "data/words.txt"] {
+            let read = |read: fn(&Path) -> Vec<u8>| {
+                let daemon = place.mount(tag, 0);
+                let bytes = read(&place.mountpoint.join(path));
+                umount(&place.mountpoint, WhenBusy::Refuse).unwrap();
+                drop(daemon);
+                bytes
+            };
+            assert!(read(pages_out_of_order) == read(|path| fs::read(path).unwrap()), "{tag} {path}");
+        }
+    }
+}
+
+/// All of a file, page by page, in a step that leads to each page once.
+fn pages_out_of_order(path: &Path) -> Vec<u8> {
+    const STEP: usize = 29;
+    let file = fs::File::open(path).unwrap();
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    let mut pages: Vec<_> = bytes.chunks_mut(4096).zip((0..).step_by(4096)).collect();
+    assert!(pages.len() > 60 && pages.len() % STEP > 0);
+    for at in 0..pages.len() {
+        let which = at * STEP % pages.len();
+        let (page, offset) = &mut pages[which];
+        file.read_exact_at(page, *offset).unwrap();
+    }
+    bytes
 }
 
 #[test]

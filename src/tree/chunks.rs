@@ -362,15 +362,40 @@ mod tests {
     }
 
     #[test]
-    fn chunks_are_opened_once_or_after_a_first_look_twice_and_served_from_what_is_kept() {
+    fn chunks_are_opened_once_and_served_from_what_is_kept() {
         let plain = bytes(10_000);
-        for (stored, compressed, opened) in [(plain.clone(), false, 1), (seekable(&plain, false), true, 2)] {
+        for (stored, compressed) in [(plain.clone(), false), (seekable(&plain, false), true)] {
             let fixture = fixture(Verify::First, &[(place(&stored, 0, compressed), 10_000)]);
             fixture.store(place(&stored, 0, false).chunk, &stored);
             for offset in 0..100 {
                 assert_eq!(fixture.read(offset * 100, 100).unwrap(), plain[offset as usize * 100..][..100]);
             }
-            assert_eq!(fixture.opened.load(SeqCst), opened);
+            assert_eq!(fixture.opened.load(SeqCst), 1);
+        }
+    }
+
+    #[test]
+    fn all_that_a_chunk_has_of_a_file_is_at_hand_after_a_first_look_and_nothing_else() {
+        let (plain, other) = (bytes(10_000), bytes(7777));
+        for compressed in [false, true] {
+            let stored = |bytes: &[u8]| if compressed { seekable(bytes, true) } else { bytes.to_vec() };
+            let pieces =
+                [(place(&stored(&plain), 500, compressed), 9000), (place(&stored(&other), 0, compressed), 7777)];
+            let fixture = fixture(Verify::First, &pieces);
+            [&plain, &other].iter().for_each(|bytes| {
+                let stored = stored(bytes);
+                fixture.store(place(&stored, 0, compressed).chunk, &stored);
+            });
+            let map = fixture.view.file_map(INO).unwrap();
+            assert!(fixture.reader.at_hand(map, 100).is_none());
+            fixture.read(4000, 10).unwrap();
+            let stretch = fixture.reader.at_hand(map, 100).unwrap();
+            assert_eq!((stretch.range(), stretch.bytes_of(20..8000)), (0..9000, &plain[520..8500]));
+            assert!(fixture.reader.at_hand(map, 9000).is_none(), "nobody has read it");
+            fixture.read(8999, 2).unwrap();
+            let stretch = fixture.reader.at_hand(map, 9000).unwrap();
+            assert_eq!((stretch.range(), stretch.bytes_of(9000..16_777)), (9000..16_777, &other[..]));
+            assert!(fixture.reader.at_hand(map, 16_777).is_none(), "past the end");
         }
     }
 
@@ -384,11 +409,12 @@ mod tests {
         lying[table_at + 12 + 4] += 1;
         lying[table_at + 24 + 4..][..2].copy_from_slice(&4095u16.to_le_bytes());
         for stored in [right, lying, zstd::bulk::compress(&plain, 3).unwrap()] {
-            for offset in [0, 4095, 4096, 8191, 30_000, 59_990] {
-                let fixture = fixture(Verify::First, &[(place(&stored, 0, true), 60_000)]);
+            let offsets = [0, 4095, 4096, 8191, 30_000, 59_990];
+            for (offset, verify) in offsets.into_iter().flat_map(|at| [(at, Verify::Off), (at, Verify::First)]) {
+                let fixture = fixture(verify, &[(place(&stored, 0, true), 60_000)]);
                 fixture.store(place(&stored, 0, true).chunk, &stored);
                 let end = (offset + 4100).min(plain.len());
-                assert_eq!(fixture.read(offset as u64, 4100).unwrap(), plain[offset..end], "{offset}");
+                assert_eq!(fixture.read(offset as u64, 4100).unwrap(), plain[offset..end], "{verify:?} {offset}");
             }
         }
     }
