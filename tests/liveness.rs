@@ -303,3 +303,20 @@ fn what_only_an_ended_mount_still_had_is_freed_as_the_dry_run_says() {
     assert_eq!(store.blob_bytes(), 0);
     assert_sound(&store);
 }
+
+#[test]
+fn the_process_in_the_background_gives_memory_back_unless_it_is_told_otherwise() {
+    if !can() {
+        return;
+    }
+    let store = store();
+    let dir = directory(&store, "mnt");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pfs"));
+    command.env_remove("MALLOC_ARENA_MAX").env("MALLOC_TRIM_THRESHOLD_", "7").args(["mount", &app(&store), text(&dir)]);
+    assert!(command.status().unwrap().success());
+    let pid = store.leases().unwrap()[0].record.as_ref().unwrap().pid;
+    let environment = fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
+    let has = |setting: &str| environment.split('\0').any(|one| one == setting);
+    assert!(has("MALLOC_ARENA_MAX=1") && has("MALLOC_TRIM_THRESHOLD_=7"), "{environment:?}");
+    umount(&dir);
+}
