@@ -123,6 +123,12 @@ impl Drop for Upstream {
     }
 }
 
+/// Unmounts, and waits until the process has ended.
+fn umount(mount: &Mount) {
+    let output = pfs(&["umount", text(&mount.0)]);
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
 fn umoci_rm_all(store: &TestStore) {
     for tag in store.tags() {
         tool("umoci", &["rm", "--image", &image(&store.path, &tag)]);
@@ -156,9 +162,10 @@ fn a_mounted_image_reads_on_after_umoci_has_collected_under_it() {
     assert_eq!(names_in(&store.path.join("blobs/sha256")), [""; 0], "umoci has freed all of it");
     assert!(pfs(&["gc", "--now", "--min-age", "0", text(&store.path)]).status.success());
     trees::assert_same(&trees::list(&mount.0), &trees::expected("next"), "next-delta");
-    drop(mount);
-    assert!(pfs(&["gc", text(&store.path)]).status.success());
-    assert_eq!(names_in(&store.path.join(".pfs/pins")), [""; 0], "the pins go with the mount");
+    umount(&mount);
+    let left = store.blob_bytes();
+    assert_eq!(store.collect(common::at_once()).unwrap().freed_bytes, left, "all of it, as the dry run has it");
+    assert_eq!(names_in(&store.path.join(".pfs/pins")), [""; 0], "the pins go after the mount");
     assert_sound(&store);
 }
 
@@ -336,5 +343,23 @@ fn what_umoci_frees_of_a_tagged_image_that_is_mounted_is_put_back() {
     assert!(pfs(&["gc", text(&store.path)]).status.success());
     assert!(needed.digests().all(|digest| store.blobs().contains(&digest)), "all of it is back");
     drop(mount);
+    assert_sound(&store);
+}
+
+#[test]
+fn what_umoci_frees_of_a_tagged_image_outlives_its_mount() {
+    if !can() {
+        return;
+    }
+    let store = golden("puzzlefs-0.2.0");
+    let mount = Mount::new(&store, "next-delta").pinned(&store);
+    for tag in ["base", "base-zstd", "next-delta-zstd"] {
+        tool("umoci", &["rm", "--image", &image(&store.path, tag)]);
+    }
+    tool("umoci", &["gc", "--layout", text(&store.path)]);
+    umount(&mount);
+    trees::assert_same(&store.read_back("next-delta"), &trees::expected("next"), "next-delta, before the collection");
+    assert!(store.collect(common::at_once()).unwrap().healed > 0, "umoci has freed chunks that only the rootfs names");
+    trees::assert_same(&store.read_back("next-delta"), &trees::expected("next"), "next-delta");
     assert_sound(&store);
 }

@@ -253,6 +253,44 @@ fn a_mount_that_has_not_said_what_it_needs_stops_the_collection() {
     assert_sound(&store);
 }
 
+/// Leaves the blobs of an image to the pins of a mount that has ended: another tool has untagged it and freed them.
+fn leave_to_pins(store: &TestStore, tag: &str) -> BTreeSet<Digest> {
+    let (lease, only) = (store.mount_lease(tag), only_of(store, tag));
+    let manifest = common::image_of(store, tag).1;
+    store.link_pins(&manifest, &only.iter().copied().collect::<Vec<_>>()).unwrap();
+    store.untag_foreignly(tag);
+    only.iter().for_each(|digest| fs::remove_file(store.blob(digest)).unwrap());
+    store.remove_pins_of_ending(&manifest, &lease).unwrap();
+    store.release(lease).unwrap();
+    only
+}
+
+#[test]
+fn an_index_entry_made_after_the_plan_holds_what_only_stale_pins_have() {
+    let store = two_images();
+    let index = fs::read(store.path.join("index.json")).unwrap();
+    let content = store.read_back("one");
+    let only = leave_to_pins(&store, "one");
+    let plan = store.plan(at_once()).unwrap();
+    assert!(plan.freed_bytes() > 90_000, "nothing needs them yet");
+    fs::write(store.path.join("index.json"), index).unwrap();
+    let report = apply(plan, &store, now(), &Silent).unwrap();
+    assert_eq!((report.healed, report.freed_bytes), (only.len() as u64, 0));
+    assert_eq!(store.read_back("one"), content);
+    assert!(store.blobs().is_superset(&only));
+    assert_sound(&store);
+}
+
+#[test]
+fn what_a_person_has_pinned_comes_back_from_stale_pins() {
+    let store = two_images();
+    assert!(pfs(&["pin", &format!("{}:one", store.path.display())]).status.success());
+    let only = leave_to_pins(&store, "one");
+    assert_eq!(store.collect(at_once()).unwrap().healed, only.len() as u64);
+    assert!(store.blobs().is_superset(&only));
+    assert_sound(&store);
+}
+
 #[test]
 fn a_lease_that_nobody_can_read_stops_the_collection() {
     let store = two_images();

@@ -4,13 +4,15 @@
 mod common;
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
-use common::{TestStore, assert_sound, noise, pfs, stderr, stdout};
+use common::{TestStore, assert_sound, at_once, image_of, noise, pfs, stderr, stdout};
+use pfs::name::Digest;
 
 fn can() -> bool {
     let missing = !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists();
@@ -48,10 +50,42 @@ fn run(program: &str, args: &[&str]) {
 }
 
 fn mount(store: &TestStore) -> PathBuf {
-    let dir = directory(store, "mnt");
-    let output = pfs(&["mount", &app(store), text(&dir)]);
+    mount_tag(store, "app", "mnt")
+}
+
+fn mount_tag(store: &TestStore, tag: &str, name: &str) -> PathBuf {
+    let dir = directory(store, name);
+    let output = pfs(&["mount", &format!("{}:{tag}", store.path.display()), text(&dir)]);
     assert!(output.status.success(), "{}", stderr(&output));
     dir
+}
+
+fn umount(dir: &Path) {
+    let output = pfs(&["umount", text(dir)]);
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+/// Waits until the mounts of a tag have pinned all of its image, which they do right after they are ready.
+fn await_pins(store: &TestStore, tag: &str) {
+    let manifest = image_of(store, tag).1;
+    let is_config = |digest: &Digest| fs::read(store.blob(digest)).unwrap() == b"{}";
+    let needed = common::needed_from(&store.path, manifest.to_string().as_bytes());
+    let wanted: BTreeSet<Digest> = needed.into_iter().filter(|digest| !is_config(digest)).collect();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !store.pinned_by(&manifest).unwrap().into_iter().collect::<BTreeSet<_>>().is_superset(&wanted) {
+        assert!(std::time::Instant::now() < deadline, "not pinned after 30 s");
+        std::thread::yield_now();
+    }
+}
+
+/// What `umoci gc` does to blobs that it does not know for needed.
+fn unlink_foreignly(store: &TestStore, blobs: &BTreeSet<Digest>) {
+    blobs.iter().for_each(|digest| fs::remove_file(store.blob(digest)).unwrap());
+}
+
+/// The blobs of an image that its mounts pin.
+fn pinned_of(store: &TestStore, tag: &str) -> BTreeSet<Digest> {
+    store.pinned_by(&image_of(store, tag).1).unwrap().into_iter().collect()
 }
 
 /// Nothing may delete or free what is mounted, and nothing does.
@@ -205,4 +239,84 @@ fn a_machine_without_fuse_is_told_so() {
     assert!(stderr(&output).contains("\nhint: "), "{}", stderr(&output));
     assert!(store.leases().unwrap().is_empty());
     assert_sound(&store);
+}
+
+#[test]
+fn the_last_copies_of_a_tagged_image_outlive_its_mount() {
+    if !can() {
+        return;
+    }
+    let store = store();
+    let (before, content) = (store.blobs(), store.read_back("app"));
+    let dir = mount(&store);
+    await_pins(&store, "app");
+    unlink_foreignly(&store, &pinned_of(&store, "app"));
+    umount(&dir);
+    let told = pfs(&["check", text(&store.path)]);
+    assert_eq!(told.status.code(), Some(0), "{}", stdout(&told));
+    assert!(stdout(&told).contains("the next gc puts it back"), "{}", stdout(&told));
+    let again = mount(&store);
+    assert_eq!(fs::read(again.join("file")).unwrap(), noise(1, 200_000), "the next mount finds them");
+    umount(&again);
+    let report = store.collect(at_once()).unwrap();
+    assert!(report.healed > 0 && report.freed_bytes == 0, "{report:?}");
+    assert_eq!((store.blobs(), store.read_back("app")), (before, content), "every byte is back");
+    assert!(store.stale_pins().unwrap().manifests.is_empty());
+    assert_sound(&store);
+}
+
+#[test]
+fn the_last_copies_outlive_two_mounts_that_shared_them() {
+    if !can() {
+        return;
+    }
+    let store = store();
+    store.build("other", &[("file", &noise(1, 200_000)), ("more", &noise(3, 100))]);
+    let before = store.blobs();
+    let mounts = [mount_tag(&store, "app", "mnt"), mount_tag(&store, "other", "mnt2")];
+    ["app", "other"].iter().for_each(|tag| await_pins(&store, tag));
+    let shared: BTreeSet<Digest> = &pinned_of(&store, "app") & &pinned_of(&store, "other");
+    assert!(!shared.is_empty());
+    unlink_foreignly(&store, &shared);
+    mounts.iter().for_each(|dir| umount(dir));
+    assert_eq!(store.collect(at_once()).unwrap().healed, shared.len() as u64);
+    assert_eq!(store.blobs(), before);
+    assert_sound(&store);
+}
+
+#[test]
+fn what_only_an_ended_mount_still_had_is_freed_as_the_dry_run_says() {
+    if !can() {
+        return;
+    }
+    let store = store();
+    let dir = mount(&store);
+    await_pins(&store, "app");
+    store.untag_foreignly("app");
+    unlink_foreignly(&store, &store.blobs());
+    umount(&dir);
+    let left = store.blob_bytes();
+    assert!(left > 200_000, "blobs leave only through gc");
+    let dry = pfs(&["gc", "--quiet", "--dry-run", "--exit-code", text(&store.path)]);
+    assert_eq!((stdout(&dry).trim(), dry.status.code()), (left.to_string().as_str(), Some(4)));
+    assert_eq!(store.collect(at_once()).unwrap().freed_bytes, left);
+    assert_eq!(store.blob_bytes(), 0);
+    assert_sound(&store);
+}
+
+#[test]
+fn the_process_in_the_background_gives_memory_back_unless_it_is_told_otherwise() {
+    if !can() {
+        return;
+    }
+    let store = store();
+    let dir = directory(&store, "mnt");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pfs"));
+    command.env_remove("MALLOC_ARENA_MAX").env("MALLOC_TRIM_THRESHOLD_", "7").args(["mount", &app(&store), text(&dir)]);
+    assert!(command.status().unwrap().success());
+    let pid = store.leases().unwrap()[0].record.as_ref().unwrap().pid;
+    let environment = fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
+    let has = |setting: &str| environment.split('\0').any(|one| one == setting);
+    assert!(has("MALLOC_ARENA_MAX=1") && has("MALLOC_TRIM_THRESHOLD_=7"), "{environment:?}");
+    umount(&dir);
 }

@@ -134,7 +134,7 @@ fn collect(context: &Context, args: &Args, path: &Path, documents: &mut Vec<serd
     let leases = store.leases()?;
     let plan = gc::plan(facts, policy, now);
     let view = PlanView::new(&plan, &leases);
-    let found = view.summary.go + view.summary.condemned > 0 || !plan.stale().is_empty();
+    let found = view.summary.go + view.summary.condemned + plan.freed_bytes() > 0 || !plan.stale().is_empty();
     if args.dry_run {
         watch.finish();
         match args.json {

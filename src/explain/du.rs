@@ -227,10 +227,11 @@ impl Known<'_> {
     }
 }
 
-/// Whether a staged file or a pin is of somebody who has ended.
+/// Whether a staged file or a pin is of somebody who has ended, and of no use to anybody else. A pin may be all that is left of
+/// a blob that a tag needs.
 fn left_behind(plan: &GcPlan, place: &Place) -> bool {
     match place {
-        Place::Pin(manifest, _) => plan.stale_pins().contains(manifest),
+        Place::Pin(manifest, blob) => plan.stale_pins().contains(manifest) && !plan.marks().needs(blob),
         Place::Staging(name) => plan.stale().iter().any(|stale| stale.name == *name),
         _ => false,
     }

@@ -165,15 +165,22 @@ impl<'s> Run<'s> {
         Ok(())
     }
 
-    /// Removes the pins that ended mounts have left behind.
+    /// Removes the pins that ended mounts have left behind. They may be the last names of blobs, so the marks have to be as
+    /// current as for a purge.
     fn remove_stale_pins(&mut self, manifests: &[Digest]) -> Result<(), GcError> {
         for manifest in manifests {
-            let mut is_done = false;
-            while !is_done {
-                let guard = self.store.lock_exclusive()?;
-                let freed_bytes;
-                (freed_bytes, is_done) = self.store.remove_stale_pins(&guard, manifest, PINS_PER_TURN)?;
-                self.report.freed_bytes += freed_bytes;
+            let pinned = self.store.pinned_by(manifest)?;
+            let mut turns = pinned.chunks(PINS_PER_TURN);
+            loop {
+                let guard = self.lock_with_current_marks()?;
+                let turn = turns.next().unwrap_or_default();
+                let removed =
+                    self.store.remove_stale_pins(&guard, manifest, turn, |digest| self.marks.needs(digest))?;
+                self.report.freed_bytes += removed.freed_bytes;
+                self.report.healed += removed.healed;
+                if turns.len() == 0 {
+                    break;
+                }
             }
         }
         Ok(())

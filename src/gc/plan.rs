@@ -128,7 +128,7 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
     }
     let evidence = hold::evidence(&facts.traces, &facts.marks.processes, young, now_seconds);
     let hold_seconds = policy.hold.seconds(&evidence);
-    let mut tally = Tally::new(facts.stale_pins.clone());
+    let mut tally = Tally::new(&facts);
     let mut condemned = Tally::default();
     let mut blobs = Vec::new();
     for blob in facts.quarantined.iter().filter(|blob| in_scope(&blob.digest)) {
@@ -225,12 +225,14 @@ struct Tally {
 }
 
 impl Tally {
-    /// Begins with the stale pins, which go first.
-    fn new(stale: StalePins) -> Self {
+    /// Begins with the stale pins, which go first. What is needed and only they have gets its old name back.
+    fn new(facts: &Facts) -> Self {
         let mut tally = Self::default();
-        for (identity, (names, links, size)) in stale.files {
-            tally.bytes += if names == links { size } else { 0 };
-            tally.gone.insert(identity, names);
+        for (identity, pin) in &facts.stale_pins.files {
+            let is_put_back = facts.marks.needs(&pin.digest) && facts.inventory.get(&pin.digest).is_none();
+            let is_freed = pin.stale_names == pin.links && !is_put_back;
+            tally.bytes += if is_freed { pin.size } else { 0 };
+            tally.gone.insert(*identity, pin.stale_names);
         }
         tally
     }

@@ -5,6 +5,7 @@
 //! otherwise wait for it.
 
 use std::{
+    env,
     ffi::OsStr,
     fs::OpenOptions,
     io::{self, BufRead, BufReader, Write},
@@ -20,6 +21,16 @@ const FAILED: &str = "pfs: failed ";
 /// What a process that died without a word is said to have exited with.
 const DIED: u8 = 1;
 const FIRST_DESCRIPTOR_AFTER_STDIO: i32 = 3;
+/// How glibc's allocator is to behave in the child: by default it gives each thread a heap of its own, and keeps what mounting
+/// needed for a moment. With these, a Debian tree of 17,308 entries takes the daemon 10.6 MiB idle instead of 12.3, and 23
+/// instead of 39 when all of it has been read, no slower. glibc reads them when a program starts, and nowhere else. Whoever
+/// has set one means it.
+const ALLOCATOR: [(&str, &str); 3] = [
+    ("MALLOC_ARENA_MAX", "1"),
+    // Manifest and rootfs are larger, and go back to the kernel at once; buffers for chunks are smaller, and are used again.
+    ("MALLOC_MMAP_THRESHOLD_", "1048576"),
+    ("MALLOC_TRIM_THRESHOLD_", "524288"),
+];
 
 /// Runs this program again in the background with these arguments, the first of which is its name. Returns when the
 /// child has called [`ready`]; fails with what the child told [`failed`].
@@ -29,6 +40,7 @@ pub fn launch<S: AsRef<OsStr>>(name: &OsStr, arguments: &[S]) -> Result<(), Moun
     let child = Command::new("/proc/self/exe")
         .arg0(name)
         .args(arguments)
+        .envs(ALLOCATOR.into_iter().filter(|(name, _)| env::var_os(name).is_none()))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())

@@ -37,7 +37,7 @@ pub use keep::Pin;
 pub use layout::Store;
 pub use lease::{Lease, LeaseKind, LeaseRecord, LeaseState};
 pub use lock::{CollectorGuard, ExclusiveGuard, SharedGuard};
-pub use mount_pins::{PinCount, StalePins};
+pub use mount_pins::{PinCount, PinsRemoved, StalePin, StalePins};
 pub use processes::{ProcessEvidence, ProcessUse};
 pub use quarantine::QuarantinedBlob;
 pub use reference_cache::{FileStamp, Links, Remembered};

@@ -1,13 +1,14 @@
 //! `.pfs/pins/<manifest>/<hex>`: hard links to the blobs of mounted images.
 //!
 //! Other tools know nothing of leases: `umoci gc` unlinks what a mount still reads. A second name of our own keeps the file.
-//! All mounts of a manifest share one directory; it goes when no live lease names that manifest.
+//! All mounts of a manifest share one directory; it is stale when no live lease names that manifest.
+//!
+//! A pin may be the last name of a blob that a tag still needs. So a mount that ends takes only pins whose blob is in its place;
+//! the others are for a collector, which knows what is needed: it puts the blob back, or frees it.
 
 use std::{collections::HashMap, io, thread, time::Duration};
 
-use rustix::fs::FileType;
-
-use super::{ExclusiveGuard, Lease, Store, StoreError, disk::Dir, error::At};
+use super::{BlobStat, ExclusiveGuard, Lease, Store, StoreError, disk::Dir, error::At};
 use crate::name::Digest;
 
 /// What pinning came to.
@@ -24,8 +25,30 @@ pub struct PinCount {
 pub struct StalePins {
     /// The manifests whose directories are stale.
     pub manifests: Vec<Digest>,
-    /// For each file, by device and inode number: how many stale names it has, how many names in all, and its size.
-    pub files: HashMap<(u64, u64), (u32, u32, u64)>,
+    /// The files that have names there, by device and inode number.
+    pub files: HashMap<(u64, u64), StalePin>,
+}
+
+/// A file that ended mounts have pinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StalePin {
+    /// The blob.
+    pub digest: Digest,
+    /// How many stale names it has.
+    pub stale_names: u32,
+    /// How many names it has in all.
+    pub links: u32,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// What became of stale pins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PinsRemoved {
+    /// The bytes that only they held, and nothing needs.
+    pub freed_bytes: u64,
+    /// How many blobs that are needed and that only they had are in their place again.
+    pub healed: u64,
 }
 
 const PINS: &str = "pins";
@@ -44,6 +67,10 @@ impl Store {
             match self.blobs.link_to(&name, &dir, &name) {
                 Ok(()) => count.linked += 1,
                 Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => count.linked += 1,
+                // Somebody has unlinked the blob, and an earlier mount had pinned it.
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound && dir.stat(&name)?.is_some() => {
+                    count.linked += 1;
+                }
                 Err(_) => count.failed += 1,
             }
         }
@@ -76,8 +103,7 @@ impl Store {
     pub fn heal_all_from_pins(&self, wanted: impl Fn(&Digest) -> bool) -> Result<u64, StoreError> {
         let mut healed = 0;
         for (_, dir) in self.pin_dirs()? {
-            let names = dir.names()?.into_iter().filter_map(|name| String::from_utf8(name).ok());
-            for digest in names.filter_map(|name| name.parse::<Digest>().ok()).filter(&wanted) {
+            for digest in digests_in(&dir)?.into_iter().filter(&wanted) {
                 let missing = self.blobs.stat(&digest.to_string())?.is_none();
                 healed += u64::from(missing && self.heal_from_pins(&digest)?);
             }
@@ -96,48 +122,98 @@ impl Store {
         };
         let mut stale = StalePins::default();
         for (manifest, dir) in dirs.into_iter().filter(|(manifest, _)| !live(manifest)) {
-            for name in dir.names()? {
-                let Some(stat) = dir.stat(&String::from_utf8_lossy(&name))? else { continue };
-                let identity = (rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino);
-                let file = stale.files.entry(identity).or_insert((0, stat.stx_nlink, stat.stx_size));
-                file.0 += 1;
+            for digest in digests_in(&dir)? {
+                let Some(stat) = dir.stat(&digest.to_string())? else { continue };
+                let BlobStat { identity, links, size, .. } = BlobStat::of(&stat);
+                let pin = StalePin { digest, stale_names: 0, links, size };
+                stale.files.entry(identity).or_insert(pin).stale_names += 1;
             }
             stale.manifests.push(manifest);
         }
         Ok(stale)
     }
 
-    /// Removes at most `names_max` pins of a manifest, provided that no live lease names it. Gives the bytes that only they held, and
-    /// whether none are left.
-    pub fn remove_stale_pins(
-        &self,
-        held: &ExclusiveGuard<'_>,
-        manifest: &Digest,
-        names_max: usize,
-    ) -> Result<(u64, bool), StoreError> {
-        match self.is_leased(manifest, None)? {
-            true => Ok((0, true)),
-            false => self.remove_pins(held, manifest, names_max),
-        }
+    /// The blobs that mounts of a manifest have pinned, in ascending order.
+    pub fn pinned_by(&self, manifest: &Digest) -> Result<Vec<Digest>, StoreError> {
+        self.pins_of(manifest)?.map_or_else(|| Ok(Vec::new()), |dir| digests_in(&dir))
     }
 
-    /// Removes the pins of a mount that is ending, unless another live lease names the manifest. Gives the bytes that only they
-    /// held. Takes the store lock exclusively for a few hundred names at a time, and looks for such a lease each time: whoever
-    /// mounts the manifest in between keeps what is left and links the rest anew.
-    pub fn remove_pins_of_ending(&self, manifest: &Digest, ending: &Lease) -> Result<u64, StoreError> {
-        let mut freed = 0;
+    /// Removes these pins of a manifest, provided that no live lease names it. A blob that is needed and that only pins have is
+    /// put back first.
+    pub fn remove_stale_pins(
+        &self,
+        _held: &ExclusiveGuard<'_>,
+        manifest: &Digest,
+        pins: &[Digest],
+        is_needed: impl Fn(&Digest) -> bool,
+    ) -> Result<PinsRemoved, StoreError> {
+        let mut removed = PinsRemoved::default();
+        if self.is_leased(manifest, None)? {
+            return Ok(removed);
+        }
+        let Some(dir) = self.pins_of(manifest)? else { return Ok(removed) };
+        for digest in pins {
+            let name = digest.to_string();
+            if is_needed(digest) && self.blobs.stat(&name)?.is_none() {
+                removed.healed += u64::from(self.heal_from_pins(digest)?);
+            }
+            let Some(stat) = dir.stat(&name)? else { continue };
+            removed.freed_bytes += BlobStat::of(&stat).freed_bytes();
+            dir.unlink(&name).at("remove", dir.join(&name))?;
+        }
+        self.remove_emptied(&dir, manifest)?;
+        Ok(removed)
+    }
+
+    /// Removes the pins of a mount that is ending, unless another live lease names the manifest; but for those whose blob is no
+    /// longer in its place. Takes the store lock exclusively for a few hundred names at a time, and looks for such a lease each
+    /// time: whoever mounts the manifest in between keeps what is left and links the rest anew.
+    pub fn remove_pins_of_ending(&self, manifest: &Digest, ending: &Lease) -> Result<(), StoreError> {
+        let pinned = self.pinned_by(manifest)?;
+        let mut turns = pinned.chunks(ENDING_PINS_PER_TURN);
         loop {
             let held = self.lock_exclusive()?;
             if self.is_leased(manifest, Some(ending.id()))? {
-                return Ok(freed);
+                return Ok(());
             }
-            let (bytes, is_done) = self.remove_pins(&held, manifest, ENDING_PINS_PER_TURN)?;
-            freed += bytes;
-            if is_done {
-                return Ok(freed);
+            self.remove_spare_pins(&held, manifest, turns.next().unwrap_or_default())?;
+            if turns.len() == 0 {
+                return Ok(());
             }
             drop(held);
             thread::sleep(BETWEEN_TURNS);
+        }
+    }
+
+    /// Removes those of these pins whose blob is in its place.
+    fn remove_spare_pins(
+        &self,
+        _held: &ExclusiveGuard<'_>,
+        manifest: &Digest,
+        pins: &[Digest],
+    ) -> Result<(), StoreError> {
+        let Some(dir) = self.pins_of(manifest)? else { return Ok(()) };
+        for name in pins.iter().map(Digest::to_string) {
+            if self.is_in_its_place(&dir, &name)? {
+                dir.unlink(&name).at("remove", dir.join(&name))?;
+            }
+        }
+        self.remove_emptied(&dir, manifest)
+    }
+
+    /// Whether the blob directory has the very file that is pinned in `dir`. Another file of that name may have other bytes, and
+    /// other names of the pinned one may lie anywhere.
+    fn is_in_its_place(&self, dir: &Dir, name: &str) -> Result<bool, StoreError> {
+        let identity = |dir: &Dir| Ok::<_, StoreError>(dir.stat(name)?.map(|stat| BlobStat::of(&stat).identity));
+        let pinned = identity(dir)?;
+        Ok(pinned.is_some() && pinned == identity(&self.blobs)?)
+    }
+
+    /// Removes the directory of a manifest's pins, if nothing is left in it.
+    fn remove_emptied(&self, dir: &Dir, manifest: &Digest) -> Result<(), StoreError> {
+        match self.state()?.make_sub(PINS)?.remove_dir(&manifest.to_string()) {
+            Err(cause) if cause.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            removed => removed.at("remove", dir.path()),
         }
     }
 
@@ -146,31 +222,6 @@ impl Store {
         let leases = self.leases()?;
         let live = leases.iter().filter(|lease| lease.live && Some(lease.id.as_str()) != ending);
         Ok(live.filter_map(|lease| lease.record.as_ref()).any(|record| record.manifest == Some(*manifest)))
-    }
-
-    fn remove_pins(
-        &self,
-        _held: &ExclusiveGuard<'_>,
-        manifest: &Digest,
-        names_max: usize,
-    ) -> Result<(u64, bool), StoreError> {
-        let Some(dir) = self.pins_of(manifest)? else { return Ok((0, true)) };
-        let mut freed = 0;
-        let names = dir.some_names(names_max.saturating_add(1))?;
-        let is_last = names.len() <= names_max;
-        for name in names.into_iter().take(names_max) {
-            let name = String::from_utf8_lossy(&name).into_owned();
-            let Some(stat) = dir.stat(&name)? else { continue };
-            if FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile && stat.stx_nlink == 1 {
-                freed += stat.stx_size;
-            }
-            dir.unlink(&name).at("remove", dir.join(&name))?;
-        }
-        if is_last {
-            let pins = self.state()?.make_sub(PINS)?;
-            pins.remove_dir(&manifest.to_string()).at("remove", dir.path())?;
-        }
-        Ok((freed, is_last))
     }
 
     fn pins_of(&self, manifest: &Digest) -> Result<Option<Dir>, StoreError> {
@@ -184,10 +235,14 @@ impl Store {
 
     fn pin_dirs(&self) -> Result<Vec<(Digest, Dir)>, StoreError> {
         let Some(pins) = self.existing_state_sub(PINS)? else { return Ok(Vec::new()) };
-        let names = pins.names()?.into_iter().filter_map(|name| String::from_utf8(name).ok());
-        let digests = names.filter_map(|name| name.parse::<Digest>().ok());
-        digests.map(|digest| Ok((digest, pins.sub(&digest.to_string())?))).collect()
+        digests_in(&pins)?.into_iter().map(|digest| Ok((digest, pins.sub(&digest.to_string())?))).collect()
     }
+}
+
+/// The names in a directory that are digests, in ascending order. Others are none of ours.
+fn digests_in(dir: &Dir) -> Result<Vec<Digest>, StoreError> {
+    let names = dir.names()?.into_iter().filter_map(|name| String::from_utf8(name).ok());
+    Ok(names.filter_map(|name| name.parse().ok()).collect())
 }
 
 #[cfg(test)]
@@ -220,10 +275,22 @@ mod tests {
         let (first, second) = (lease(1), lease(2));
         assert_eq!(store.link_pins(&manifest, &pinned).unwrap().linked, u64::from(PINNED));
         fs::remove_file(blob(&pinned[7])).unwrap();
-        assert_eq!(store.remove_pins_of_ending(&manifest, &first).unwrap(), 0, "the second mount needs them");
-        assert!(store.pins_of(&manifest).unwrap().is_some());
+        fs::remove_file(blob(&pinned[8])).unwrap();
+        fs::write(blob(&pinned[8]), "other bytes").unwrap();
+        store.remove_pins_of_ending(&manifest, &first).unwrap();
+        assert_eq!(store.linked_pins(&manifest).unwrap(), u64::from(PINNED), "the second mount needs them");
         store.release(first).unwrap();
-        assert_eq!(store.remove_pins_of_ending(&manifest, &second).unwrap(), 4, "what only the pin still had");
-        assert!(store.pins_of(&manifest).unwrap().is_none());
+        store.remove_pins_of_ending(&manifest, &second).unwrap();
+        let mut last_names = [pinned[7], pinned[8]];
+        last_names.sort_unstable();
+        assert_eq!(store.pinned_by(&manifest).unwrap(), last_names, "whose blob is no longer in its place");
+        fs::rename(
+            dir.path().join(".pfs/pins").join(manifest.to_string()).join(pinned[7].to_string()),
+            blob(&pinned[7]),
+        )
+        .unwrap();
+        fs::remove_file(dir.path().join(".pfs/pins").join(manifest.to_string()).join(pinned[8].to_string())).unwrap();
+        store.remove_pins_of_ending(&manifest, &second).unwrap();
+        assert!(store.pins_of(&manifest).unwrap().is_none(), "an empty directory goes");
     }
 }

@@ -129,7 +129,7 @@ impl TestStore {
 
     /// The sum of the sizes of all files, `.pfs` aside but for what holds blobs in it.
     pub fn blob_bytes(&self) -> u64 {
-        bytes_under(&["blobs", ".pfs/quarantine", ".pfs/tmp"].map(|part| self.path.join(part)))
+        bytes_under(&["blobs", ".pfs/pins", ".pfs/quarantine", ".pfs/tmp"].map(|part| self.path.join(part)))
     }
 
     /// Everything in the store but what is ours: for each path what it is, and its content.
