@@ -7,7 +7,10 @@
 use std::{
     collections::HashSet,
     io::{self, Write},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use super::{
@@ -24,6 +27,8 @@ pub struct BuildSession<'s> {
     staging: Dir,
     known: Mutex<HashSet<Digest>>,
     staged: Mutex<Vec<Digest>>,
+    staged_bytes: AtomicU64,
+    early_sync: Mutex<()>,
     reused: Mutex<Vec<Digest>>,
 }
 
@@ -38,6 +43,8 @@ pub struct Published {
 
 const RESERVE: &str = "reserve";
 const BLOCK_BYTES: usize = 4096;
+/// How much is staged between one early sync and the next.
+const EARLY_SYNC_BYTES: u64 = 64 << 20;
 
 impl Store {
     /// Begins a build that will be published as `tag`.
@@ -53,6 +60,8 @@ impl Store {
             staging,
             known: Mutex::default(),
             staged: Mutex::default(),
+            staged_bytes: AtomicU64::new(0),
+            early_sync: Mutex::default(),
             reused: Mutex::default(),
         })
     }
@@ -145,7 +154,19 @@ impl BuildSession<'_> {
         let mut file = self.staging.create_file(&name)?;
         file.write_all(bytes).at("write", self.staging.join(&name))?;
         lock(&self.staged).push(*digest);
-        Ok(())
+        self.sync_early(bytes.len() as u64)
+    }
+
+    /// Has the disk write what is staged while the build goes on: else it idles until [`Self::publish`], which then waits
+    /// for all of it at once. Whoever stages the byte that makes a portion full waits for the disk; others go on, also past
+    /// the next portion.
+    fn sync_early(&self, more_bytes: u64) -> Result<(), StoreError> {
+        let before = self.staged_bytes.fetch_add(more_bytes, Ordering::Relaxed);
+        let is_full = before / EARLY_SYNC_BYTES != (before + more_bytes) / EARLY_SYNC_BYTES;
+        match self.early_sync.try_lock() {
+            Ok(_syncing) if is_full => self.staging.sync_filesystem(),
+            _ => Ok(()),
+        }
     }
 
     /// Claims the staged blobs and moves them to their names. One that is there already with the right bytes stays; wrong
