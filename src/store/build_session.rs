@@ -14,10 +14,16 @@ use std::{
 };
 
 use super::{
-    ExclusiveGuard, Lease, LeaseKind, LeaseRecord, Put, SharedGuard, Store, StoreError, Stored, blobs::holds,
-    disk::Dir, error::At,
+    ExclusiveGuard, Lease, LeaseKind, LeaseRecord, Put, SharedGuard, Store, StoreError, Stored,
+    blobs::{hash, hash_seen, holds},
+    disk::Dir,
+    error::At,
+    spool::Spool,
 };
-use crate::name::{Digest, Tag};
+use crate::{
+    format::MessageSink,
+    name::{Digest, Tag},
+};
 
 /// A running build: holds a lease and a staging directory.
 #[derive(Debug)]
@@ -42,6 +48,8 @@ pub struct Published {
 }
 
 const RESERVE: &str = "reserve";
+/// A blob that is being written in pieces, before its digest is known.
+const WRITTEN: &str = "written";
 const BLOCK_BYTES: usize = 4096;
 /// How much is staged between one early sync and the next.
 const EARLY_SYNC_BYTES: u64 = 64 << 20;
@@ -70,26 +78,70 @@ impl Store {
 impl BuildSession<'_> {
     /// Takes in a blob: found in the store with the same bytes, or staged. Safe to call from several threads.
     pub fn put(&self, bytes: &[u8]) -> Result<Stored, StoreError> {
-        let stored = |digest, put| Stored { digest, size: bytes.len() as u64, put };
-        let digest = Digest::of(bytes);
-        if !lock(&self.known).insert(digest) {
-            return Ok(stored(digest, Put::Reused));
-        }
+        let (digest, size) = (Digest::of(bytes), bytes.len() as u64);
         let name = digest.to_string();
-        if self.store.blobs.stat(&name)?.is_none() {
-            self.stage(&digest, bytes)?;
-            return Ok(stored(digest, Put::Written));
+        self.admit(digest, size, || holds(&self.store.blobs, &name, bytes), || self.stage(&digest, bytes))
+    }
+
+    /// Takes in a blob of `size` bytes that need not fit into memory: `write` writes it, `see` is shown it from begin to end.
+    pub fn put_written(
+        &self,
+        size: u64,
+        write: &mut dyn FnMut(&mut dyn MessageSink),
+        see: &mut dyn FnMut(&[u8]),
+    ) -> Result<Stored, StoreError> {
+        let path = self.staging.join(WRITTEN);
+        let file = self.staging.create_file(WRITTEN)?;
+        file.set_len(size).at("write", &path)?;
+        let mut spool = Spool::new(&file);
+        write(&mut spool);
+        spool.finish().at("write", &path)?;
+        let digest = hash_seen(&file, see).at("read", &path)?;
+        let stored = self.admit(digest, size, || self.has(&digest), || self.stage_written(&digest, size))?;
+        if stored.put == Put::Reused {
+            self.staging.unlink(WRITTEN).at("remove", path)?;
+        }
+        Ok(stored)
+    }
+
+    /// Decides what becomes of a blob: `holds` looks whether the store has it with the right bytes, `None` if it has none of
+    /// that name, and `stage` stages it.
+    fn admit(
+        &self,
+        digest: Digest,
+        size: u64,
+        holds: impl FnOnce() -> Result<Option<bool>, StoreError>,
+        stage: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<Stored, StoreError> {
+        let stored = |put| Ok(Stored { digest, size, put });
+        if !lock(&self.known).insert(digest) {
+            return stored(Put::Reused);
+        }
+        if self.store.blobs.stat(&digest.to_string())?.is_none() {
+            stage()?;
+            return stored(Put::Written);
         }
         self.lease()?.claim(&self.store.lock_shared()?, &[digest])?;
-        match holds(&self.store.blobs, &name, bytes)? {
+        match holds()? {
             Some(true) => {
                 lock(&self.reused).push(digest);
-                Ok(stored(digest, Put::Reused))
+                stored(Put::Reused)
             }
             found => {
-                self.stage(&digest, bytes)?;
-                Ok(stored(digest, if found.is_some() { Put::Replaced } else { Put::Written }))
+                stage()?;
+                stored(if found.is_some() { Put::Replaced } else { Put::Written })
             }
+        }
+    }
+
+    /// Whether the blob of that name in the store has the right bytes.
+    fn has(&self, digest: &Digest) -> Result<Option<bool>, StoreError> {
+        let name = digest.to_string();
+        match self.store.blobs.open_file(&name) {
+            Ok(file) => Ok(Some(hash(&file).at("read", self.store.blobs.join(&name))? == *digest)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(StoreError::NotAFile { what: "a symbolic link", .. }) => Ok(Some(false)),
+            Err(error) => Err(error),
         }
     }
 
@@ -155,6 +207,13 @@ impl BuildSession<'_> {
         file.write_all(bytes).at("write", self.staging.join(&name))?;
         lock(&self.staged).push(*digest);
         self.sync_early(bytes.len() as u64)
+    }
+
+    fn stage_written(&self, digest: &Digest, size: u64) -> Result<(), StoreError> {
+        let name = digest.to_string();
+        self.staging.rename_over(WRITTEN, &self.staging, &name).at("write", self.staging.join(&name))?;
+        lock(&self.staged).push(*digest);
+        self.sync_early(size)
     }
 
     /// Has the disk write what is staged while the build goes on: else it idles until [`Self::publish`], which then waits
