@@ -39,7 +39,7 @@ use crate::{
 pub struct BuildOptions {
     /// How chunks are stored.
     pub encoding: Encoding,
-    /// How many threads compress, hash and store.
+    /// How many threads compress, hash and store; one more does so, too, while the disk holds one of them up.
     pub threads: NonZeroUsize,
 }
 

@@ -75,16 +75,14 @@ pub fn check(store: &Store, options: &CheckOptions, watch: &dyn Observer) -> Res
         }
         _ => Vec::new(),
     };
-    let (mut hashed, mut images) = data::hash_all(store, &early, watch, || {
-        watch.event(Event::Phase("checking images"));
-        check_images(store, &inventory, roots)
-    });
+    watch.event(Event::Phase(if early.is_empty() { "checking images" } else { "checking images and hashing blobs" }));
+    let (mut hashed, mut images) = data::hash_all(store, &early, watch, || check_images(store, &inventory, roots));
     if options.selector.is_none() {
         check_strangers(&inventory, &mut images.findings);
     }
     if options.data {
-        watch.event(Event::Phase("hashing blobs"));
         let late = blobs_for_later(options, &inventory, &images.needed);
+        watch.event(Event::Phase("hashing blobs"));
         hashed.append(data::hash_all(store, &late, watch, || ()).0);
     }
     let mut report = CheckReport { findings: images.findings, entries, hashed: (hashed.blobs, hashed.bytes) };
