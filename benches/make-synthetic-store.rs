@@ -118,7 +118,8 @@ fn rootfs(image: usize, chunks: &[(Digest, usize)]) -> Result<Vec<u8>, FormatErr
     let files: Vec<_> = chunks.chunks(CHUNKS_PER_FILE).collect();
     let names: Vec<_> = (0..files.len()).map(|file| format!("file-{file:05}")).collect();
     let mut layer = LayerBuilder::new(0);
-    let mut entries = (2..).zip(&names).map(|(ino, name): (u64, &String)| Ok(DirEntry { ino, name: name.as_bytes() }));
+    let entries = names.iter().enumerate();
+    let mut entries = entries.map(|(at, name)| Ok(DirEntry { ino: at as u64 + 2, name: name.as_bytes() }));
     layer
         .push(inode(1, 0o755, &mut std::iter::empty()), KindDraft::Dir { entries: &mut entries, look_below: false })?;
     for (ino, file) in (2..).zip(&files) {
@@ -136,7 +137,7 @@ fn rootfs(image: usize, chunks: &[(Digest, usize)]) -> Result<Vec<u8>, FormatErr
 fn inode<'a>(
     ino: u64,
     permissions: u16,
-    xattrs: &'a mut dyn Iterator<Item = Result<pfs::format::XattrDraft<'a>, FormatError>>,
+    xattrs: &'a mut dyn ExactSizeIterator<Item = Result<pfs::format::XattrDraft<'a>, FormatError>>,
 ) -> InodeDraft<'a> {
     InodeDraft { ino, uid: 0, gid: 0, permissions, xattrs }
 }

@@ -248,7 +248,8 @@ type Stretch = (Digest, bool, u64);
 /// A rootfs with these files in its root directory, each of these chunks: digest, compressed, length.
 fn rootfs(files: &[(&str, &[Stretch])]) -> Vec<u8> {
     let mut layer = LayerBuilder::new(0);
-    let mut entries = (2..).zip(files).map(|(ino, (name, _))| Ok(DirEntry { name: name.as_bytes(), ino }));
+    let entries = files.iter().enumerate();
+    let mut entries = entries.map(|(at, (name, _))| Ok(DirEntry { name: name.as_bytes(), ino: at as u64 + 2 }));
     layer.push(draft(1, &mut std::iter::empty()), KindDraft::Dir { entries: &mut entries, look_below: false }).unwrap();
     for (ino, (_, chunks)) in (2..).zip(files) {
         let mut pieces = chunks.iter().map(|(digest, compressed, len)| {
@@ -259,7 +260,7 @@ fn rootfs(files: &[(&str, &[Stretch])]) -> Vec<u8> {
     Rootfs::new(vec![layer.finish().unwrap()], Vec::new()).encode().unwrap()
 }
 
-type Xattrs<'a> = dyn Iterator<Item = Result<pfs::format::XattrDraft<'a>, pfs::format::FormatError>> + 'a;
+type Xattrs<'a> = dyn ExactSizeIterator<Item = Result<pfs::format::XattrDraft<'a>, pfs::format::FormatError>> + 'a;
 
 fn draft<'a>(ino: u64, xattrs: &'a mut Xattrs<'a>) -> InodeDraft<'a> {
     InodeDraft { ino, uid: 0, gid: 0, permissions: 0o755, xattrs }

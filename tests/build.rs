@@ -354,6 +354,26 @@ fn a_build_is_published_under_its_tag_and_replaces_the_image_before() {
 }
 
 #[test]
+fn a_rootfs_blob_of_wrong_bytes_gives_way_and_a_right_one_stays() {
+    let (tree, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    make_tree(tree.path());
+    let store = Store::open_or_create(store.path()).unwrap();
+    let build =
+        |tag: &str| build(tree.path(), &store, &tag.parse().unwrap(), &options(Encoding::Plain), &mut |_| {}).unwrap();
+    let rootfs = store.path().join("blobs/sha256").join(build("v1").rootfs.0.to_string());
+    let inode = || fs::metadata(&rootfs).unwrap().ino();
+    let first = inode();
+    build("v2");
+    assert_eq!(inode(), first, "it was right, and stayed");
+    let mut bytes = fs::read(&rootfs).unwrap();
+    bytes[1000] ^= 1;
+    fs::write(&rootfs, bytes).unwrap();
+    build("v3");
+    assert_ne!(inode(), first, "it was wrong, and gave way");
+    assert_sound(&store);
+}
+
+#[test]
 fn a_build_that_fails_leaves_the_store_as_it_was() {
     let (tree, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     fs::write(tree.path().join("a"), noise(1, 1 << 20)).unwrap();

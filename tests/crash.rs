@@ -38,6 +38,7 @@ const CALLS: &[&str] = &[
     "renameat2",
     "unlinkat",
     "write",
+    "pwrite64",
     "fsync",
     "syncfs",
     "ftruncate",
@@ -46,9 +47,9 @@ const CALLS: &[&str] = &[
     "mkdir",
 ];
 /// The calls that need space.
-const SPENDING: &[&str] = &["write", "openat", "linkat", "renameat", "renameat2", "mkdirat", "mkdir"];
+const SPENDING: &[&str] = &["write", "pwrite64", "openat", "linkat", "renameat", "renameat2", "mkdirat", "mkdir"];
 /// The calls that a bad disk fails.
-const TOUCHING: &[&str] = &["write", "fsync", "syncfs", "openat", "unlinkat"];
+const TOUCHING: &[&str] = &["write", "pwrite64", "fsync", "syncfs", "openat", "unlinkat"];
 
 /// A command of the matrix. A new command is a new constant and a test that runs it.
 struct Subject {

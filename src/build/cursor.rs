@@ -55,14 +55,14 @@ impl Cursor {
     /// Opens a regular file of the tree for reading, and makes sure that it is the one that the walk saw.
     pub(super) fn open_file(&mut self, tree: &SourceTree, node: usize) -> Result<File, BuildError> {
         let path = || tree.path(node);
-        let dir = self.enter(tree, tree.nodes[node].place.dir)?;
+        let dir = self.enter(tree, tree.dir(node))?;
         // Should a fifo or a terminal have come in its place, this neither waits for it nor makes it ours.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = openat(dir, tree.name(node), flags, Mode::empty()).at("open", path)?;
         let stat = fstat(&file).at("stat", path)?;
         // Inode numbers are used again: a fifo made after the file was removed may have the number of the file.
         let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        match is_file && (stat.st_dev, stat.st_ino) == tree.nodes[node].identity {
+        match is_file && (stat.st_dev, stat.st_ino) == tree.identity(node) {
             true => Ok(file.into()),
             false => Err(BuildError::changed(path(), "another file has come in its place")),
         }

@@ -4,42 +4,54 @@ use super::{
     pool::StoredChunk,
     source::{Node, NodeKind, SourceTree},
 };
-use crate::format::{BlobRef, DirEntry, FormatError, InodeDraft, KindDraft, Layer, LayerBuilder, XattrDraft};
+use crate::format::{BlobRef, DirEntry, FormatError, InodeDraft, KindDraft, LayerSource, TakeInode, XattrDraft};
 
 /// The layer that holds this tree, its files being stretches of these chunks, one after the other.
-pub(super) fn layer(tree: &SourceTree, chunks: &[StoredChunk]) -> Result<Layer, FormatError> {
-    let mut builder = LayerBuilder::new(0);
-    let mut stretches = Stretches { chunks, offset: 0 };
-    for node in &tree.nodes {
-        push(&mut builder, node, &mut stretches)?;
-    }
-    builder.finish_sorted()
+pub(super) struct TreeLayer<'a> {
+    pub(super) tree: &'a SourceTree,
+    pub(super) chunks: &'a [StoredChunk],
 }
 
-fn push(builder: &mut LayerBuilder, node: &Node, stretches: &mut Stretches<'_>) -> Result<(), FormatError> {
-    let mut xattrs = node.xattrs.iter().map(|(key, value)| Ok(XattrDraft { key, value }));
-    let (ino, uid, gid, permissions) = (node.ino, node.uid, node.gid, node.permissions);
+impl LayerSource for TreeLayer<'_> {
+    fn inode_count(&self) -> usize {
+        self.tree.nodes.len()
+    }
+
+    fn each_inode(&self, take: &mut TakeInode<'_>) -> Result<(), FormatError> {
+        let mut stretches = Stretches { chunks: self.chunks, offset: 0 };
+        self.tree.nodes.iter().try_for_each(|node| give(self.tree, node, &mut stretches, take))
+    }
+}
+
+fn give(
+    tree: &SourceTree,
+    node: &Node,
+    stretches: &mut Stretches<'_>,
+    take: &mut TakeInode<'_>,
+) -> Result<(), FormatError> {
+    let attributes = tree.attributes(node);
+    let (ino, uid, gid, permissions) = (node.ino.into(), attributes.uid, attributes.gid, attributes.permissions);
+    let mut xattrs = attributes.xattrs.iter().map(|(key, value)| Ok(XattrDraft { key, value }));
     let draft = InodeDraft { ino, uid, gid, permissions, xattrs: &mut xattrs };
-    match &node.kind {
-        NodeKind::Unknown => builder.push(draft, KindDraft::Unknown),
-        NodeKind::Fifo => builder.push(draft, KindDraft::Fifo),
-        NodeKind::Socket => builder.push(draft, KindDraft::Socket),
-        NodeKind::Char(device) => builder.push(draft, KindDraft::Char(*device)),
-        NodeKind::Block(device) => builder.push(draft, KindDraft::Block(*device)),
-        NodeKind::Symlink(target) => builder.push(draft, KindDraft::Symlink(target)),
-        NodeKind::Dir(entries) => {
-            let mut entries = entries.iter().map(|entry| Ok(DirEntry { ino: entry.ino, name: &entry.name }));
-            builder.push(draft, KindDraft::Dir { entries: &mut entries, look_below: false })
+    match node.kind {
+        NodeKind::Unknown => take(draft, KindDraft::Unknown),
+        NodeKind::Fifo => take(draft, KindDraft::Fifo),
+        NodeKind::Socket => take(draft, KindDraft::Socket),
+        NodeKind::Char(device) => take(draft, KindDraft::Char(device)),
+        NodeKind::Block(device) => take(draft, KindDraft::Block(device)),
+        NodeKind::Symlink(target) => take(draft, KindDraft::Symlink(tree.texts.get(target))),
+        NodeKind::Dir(span) => {
+            let entries = tree.entries(span).iter();
+            let mut entries =
+                entries.map(|entry| Ok(DirEntry { ino: entry.ino.into(), name: tree.texts.get(entry.name) }));
+            take(draft, KindDraft::Dir { entries: &mut entries, look_below: false })
         }
-        NodeKind::File { size } => {
-            let mut left = *size;
-            let mut pieces = std::iter::from_fn(|| stretches.next(&mut left).map(Ok));
-            builder.push(draft, KindDraft::File(&mut pieces))
-        }
+        NodeKind::File { size } => take(draft, KindDraft::File(&mut Pieces::new(stretches, size))),
     }
 }
 
 /// What is left of the stream.
+#[derive(Clone, Copy)]
 struct Stretches<'c> {
     chunks: &'c [StoredChunk],
     offset: u64,
@@ -59,3 +71,34 @@ impl Stretches<'_> {
         Some((blob, len))
     }
 }
+
+/// The stretches of one file, counted beforehand.
+struct Pieces<'s, 'c> {
+    stretches: &'s mut Stretches<'c>,
+    left: u64,
+    count: usize,
+}
+
+impl<'s, 'c> Pieces<'s, 'c> {
+    fn new(stretches: &'s mut Stretches<'c>, size: u64) -> Self {
+        let (mut ahead, mut left) = (*stretches, size);
+        let count = std::iter::from_fn(|| ahead.next(&mut left)).count();
+        Self { stretches, left: size, count }
+    }
+}
+
+impl Iterator for Pieces<'_, '_> {
+    type Item = Result<(BlobRef, u64), FormatError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let piece = self.stretches.next(&mut self.left)?;
+        self.count -= 1;
+        Some(Ok(piece))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.count, Some(self.count))
+    }
+}
+
+impl ExactSizeIterator for Pieces<'_, '_> {}

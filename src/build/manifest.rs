@@ -20,10 +20,25 @@ const VERITY_ROOT_HASH: &str = "io.puzzlefsoci.puzzlefs.puzzlefs_verity_root_has
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Manifest {
+struct Manifest<'c> {
     config: Descriptor,
-    layers: Vec<Descriptor>,
+    layers: Layers<'c>,
     schema_version: u32,
+}
+
+/// The rootfs and the chunks. Descriptors are made when they are written: a large image has hundreds of thousands.
+struct Layers<'c> {
+    rootfs: &'c RootfsBlob,
+    chunks: &'c [StoredChunk],
+    compresses: bool,
+}
+
+impl Serialize for Layers<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let media_type = if self.compresses { CHUNK_ZSTD } else { CHUNK };
+        let chunk = |chunk: &StoredChunk| Descriptor::new(media_type, &chunk.id.0, chunk.stored_bytes);
+        serializer.collect_seq(std::iter::once(self.rootfs.descriptor()).chain(self.chunks.iter().map(chunk)))
+    }
 }
 
 #[derive(Serialize)]
@@ -59,17 +74,20 @@ pub(super) struct RootfsBlob {
     pub(super) verity: [u8; 32],
 }
 
+impl RootfsBlob {
+    fn descriptor(&self) -> Descriptor {
+        let mut descriptor = Descriptor::new(ROOTFS, &self.digest, self.size);
+        let verity = Digest::from_bytes(&self.verity).expect("it has 32 bytes");
+        descriptor.annotations.insert(VERITY_ROOT_HASH, verity.to_string());
+        descriptor
+    }
+}
+
 /// The manifest: the rootfs, then the chunks of the stream in order, each as often as it occurs.
 pub(super) fn manifest(rootfs: &RootfsBlob, chunks: &[StoredChunk], compresses: bool) -> Vec<u8> {
     let mut config = Descriptor::new(EMPTY_CONFIG_TYPE, &Digest::of(EMPTY_CONFIG), EMPTY_CONFIG.len() as u64);
     config.data = Some(EMPTY_CONFIG_BASE64);
-    let mut first = Descriptor::new(ROOTFS, &rootfs.digest, rootfs.size);
-    let verity = Digest::from_bytes(&rootfs.verity).expect("it has 32 bytes");
-    first.annotations.insert(VERITY_ROOT_HASH, verity.to_string());
-    let media_type = if compresses { CHUNK_ZSTD } else { CHUNK };
-    let chunk = |chunk: &StoredChunk| Descriptor::new(media_type, &chunk.id.0, chunk.stored_bytes);
-    let layers = std::iter::once(first).chain(chunks.iter().map(chunk)).collect();
-    to_json(&Manifest { config, layers, schema_version: 2 })
+    to_json(&Manifest { config, layers: Layers { rootfs, chunks, compresses }, schema_version: 2 })
 }
 
 /// The index entry that gives the name `tag` to the manifest `digest` of `size` bytes.

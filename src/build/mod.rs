@@ -4,7 +4,8 @@
 //! the rootfs and the manifest: what names something is written after what it names. A plain build has the same
 //! manifest as `puzzlefs build` of version 0.2.0 makes of the same tree.
 //!
-//! Memory: a few chunks a thread, and the metadata of the tree.
+//! Memory: a few chunks a thread, a row for each inode, name and chunk, and the text of the manifest. The rootfs blob, which is
+//! larger than these rows, is written piece by piece.
 
 mod cursor;
 mod error;
@@ -21,13 +22,14 @@ pub use error::BuildError;
 
 use self::{
     cursor::Cursor,
+    layer::TreeLayer,
     manifest::{EMPTY_CONFIG, RootfsBlob},
     pool::{Pool, StoredChunk},
     source::{NodeKind, SourceTree},
 };
 use crate::{
-    codec::{Encoding, verity_digest},
-    format::Rootfs,
+    codec::{Encoding, VerityHasher},
+    format::{LayerSource, MessageSink, RootfsMessage},
     name::{ChunkId, ManifestId, RootfsId, Tag},
     store::{BuildSession, Published, Store, StoreError, Stored},
 };
@@ -37,7 +39,7 @@ use crate::{
 pub struct BuildOptions {
     /// How chunks are stored.
     pub encoding: Encoding,
-    /// How many threads compress, hash and store.
+    /// How many threads compress, hash and store; one more does so, too, while the disk holds one of them up.
     pub threads: NonZeroUsize,
 }
 
@@ -54,11 +56,34 @@ pub struct BuildProgress {
 pub trait ChunkSink: Sync {
     /// Takes in a blob.
     fn put(&self, bytes: &[u8]) -> Result<Stored, StoreError>;
+
+    /// Takes in a blob of `size` bytes that `write` writes, and shows it to `see` from begin to end. Sinks that do not keep
+    /// blobs in memory do better than this.
+    fn put_written(
+        &self,
+        size: u64,
+        write: &mut dyn FnMut(&mut dyn MessageSink),
+        see: &mut dyn FnMut(&[u8]),
+    ) -> Result<Stored, StoreError> {
+        let mut bytes = vec![0; usize::try_from(size).expect("whoever keeps blobs in memory has room for them")];
+        write(&mut bytes);
+        see(&bytes);
+        self.put(&bytes)
+    }
 }
 
 impl ChunkSink for BuildSession<'_> {
     fn put(&self, bytes: &[u8]) -> Result<Stored, StoreError> {
         Self::put(self, bytes)
+    }
+
+    fn put_written(
+        &self,
+        size: u64,
+        write: &mut dyn FnMut(&mut dyn MessageSink),
+        see: &mut dyn FnMut(&[u8]),
+    ) -> Result<Stored, StoreError> {
+        Self::put_written(self, size, write, see)
     }
 }
 
@@ -154,13 +179,22 @@ pub fn render(
 }
 
 fn put_rootfs(tree: &SourceTree, chunks: &[StoredChunk], sink: &dyn ChunkSink) -> Result<RootfsBlob, BuildError> {
-    let encoded = layer::layer(tree, chunks).and_then(|layer| {
-        let verity: Vec<(ChunkId, [u8; 32])> = chunks.iter().map(|chunk| (chunk.id, chunk.verity)).collect();
-        Rootfs::new(vec![layer], verity).encode()
-    });
-    let bytes = encoded.map_err(|source| BuildError::Format { path: tree.path.clone(), source })?;
-    let digest = sink.put(&bytes)?.digest;
-    Ok(RootfsBlob { digest, size: bytes.len() as u64, verity: verity_digest(&bytes) })
+    let layer = TreeLayer { tree, chunks };
+    let layers: [&dyn LayerSource; 1] = [&layer];
+    let verity = verity_table(chunks);
+    let message = RootfsMessage::lay_out(&layers, &verity);
+    let message = message.map_err(|source| BuildError::Format { path: tree.path.clone(), source })?;
+    let mut hasher = VerityHasher::default();
+    let stored = sink.put_written(message.bytes(), &mut |to| message.write(to), &mut |bytes| hasher.update(bytes))?;
+    Ok(RootfsBlob { digest: stored.digest, size: stored.size, verity: hasher.finish() })
+}
+
+/// The fs-verity digest of each chunk, by rising chunk.
+fn verity_table(chunks: &[StoredChunk]) -> Vec<(ChunkId, [u8; 32])> {
+    let mut table: Vec<_> = chunks.iter().map(|chunk| (chunk.id, chunk.verity)).collect();
+    table.sort_unstable();
+    table.dedup_by_key(|(chunk, _)| *chunk);
+    table
 }
 
 fn stats(tree: &SourceTree, chunks: &[StoredChunk], rootfs_bytes: u64) -> BuildStats {

@@ -59,7 +59,8 @@ impl Pool<'_> {
             let (jobs, queue) = mpsc::sync_channel(self.threads.get() * QUEUED_PER_THREAD);
             let (report, outcomes) = mpsc::channel();
             let queue = Arc::new(Mutex::new(queue));
-            for _ in 0..self.threads.get() {
+            // One more, since at most one of them waits for the disk to write what is staged.
+            for _ in 0..=self.threads.get() {
                 let (queue, report) = (queue.clone(), report.clone());
                 let encoder = Encoder::new(self.encoding).map_err(BuildError::Compress)?;
                 scope.spawn(move || self.work(encoder, &queue, &report));

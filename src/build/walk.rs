@@ -4,7 +4,7 @@
 //! only then are its subdirectories visited. The walk stays on one filesystem: a directory that another one is mounted on
 //! is rendered empty, a file that another one is mounted on is rendered.
 
-use std::{collections::HashMap, io, os::fd::BorrowedFd, path::Path};
+use std::{collections::HashMap, io, os::fd::BorrowedFd, path::Path, rc::Rc};
 
 use rustix::{
     fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, major, minor, openat, readlinkat, statat},
@@ -15,17 +15,18 @@ use super::{
     BuildError,
     cursor::{Cursor, identity, proc_path},
     error::At,
-    source::{Identity, Node, NodeKind, Place, ROOT, SourceEntry, SourceTree},
+    source::{Attributes, Identity, Node, NodeKind, Place, ROOT, SourceEntry, SourceTree, Span, Text, Texts},
 };
-use crate::format::Device;
+use crate::format::{Device, FormatError};
 
-const ROOT_INO: u64 = 1;
+const ROOT_INO: u32 = 1;
 
-struct Walk<'c> {
+/// A tree that is being numbered.
+struct Numbering {
     tree: SourceTree,
-    cursor: &'c mut Cursor,
-    links: HashMap<Identity, u64>,
-    next_ino: u64,
+    attributes: HashMap<Rc<Attributes>, u32>,
+    links: HashMap<Identity, u32>,
+    next_ino: u32,
 }
 
 /// What stands under a name of a directory.
@@ -35,94 +36,138 @@ struct Found {
     target: Option<Vec<u8>>,
 }
 
+/// A tree has more than the 32 bits of a row can count.
+struct TooLarge;
+
 /// The tree under `path`, which `cursor` has open.
 pub(super) fn walk(path: &Path, cursor: &mut Cursor) -> Result<SourceTree, BuildError> {
-    let tree = SourceTree { path: path.into(), nodes: Vec::new() };
-    let mut walk = Walk { tree, cursor, links: HashMap::new(), next_ino: ROOT_INO };
-    walk.add_root()?;
+    let mut numbering = Numbering::of(path);
+    let tree = &numbering.tree;
+    let fd = cursor.enter(tree, ROOT)?;
+    let stat = fstat(fd).at("stat", || path.into())?;
+    let xattrs = xattrs(fd, b".").at("read the attributes of", || path.into())?;
+    let root = Found { stat, xattrs, target: None };
+    numbering.push(Place { dir: 0, entry: 0 }, root).map_err(|TooLarge| too_large(path))?;
     let mut pending = vec![ROOT];
     while let Some(dir) = pending.pop() {
-        let first = walk.tree.nodes.len();
-        walk.visit(dir)?;
-        pending.extend((first..walk.tree.nodes.len()).rev().filter(|at| walk.is_to_visit(*at)));
+        let first = numbering.tree.nodes.len();
+        visit(&mut numbering, cursor, dir)?;
+        pending.extend((first..numbering.tree.nodes.len()).rev().filter(|at| numbering.is_to_visit(*at)));
     }
-    Ok(walk.tree)
+    Ok(numbering.tree)
 }
 
-impl Walk<'_> {
-    fn add_root(&mut self) -> Result<(), BuildError> {
-        let fd = self.cursor.enter(&self.tree, ROOT)?;
-        let path = || self.tree.path.clone();
-        let stat = fstat(fd).at("stat", path)?;
-        let xattrs = xattrs(fd, b".").at("read the attributes of", path)?;
-        let found = Found { stat, xattrs, target: None };
-        self.push(Place { dir: ROOT, entry: 0 }, found);
-        Ok(())
+/// Numbers the entries of a directory.
+fn visit(numbering: &mut Numbering, cursor: &mut Cursor, dir: usize) -> Result<(), BuildError> {
+    let tree = &numbering.tree;
+    let path = || tree.path(dir);
+    let fd = cursor.enter(tree, dir)?;
+    if identity(fd, path)? != tree.identity(dir) {
+        return Err(BuildError::changed(path(), "another directory has come in its place"));
     }
+    let (texts, names) = names(fd).at("read the directory", path)?;
+    let first = tree.entries.len();
+    for name in names {
+        let name = texts.get(name);
+        let found = look(fd, name).at("read", || numbering.tree.path_in(dir, name))?;
+        numbering.number(dir, name, found).map_err(|TooLarge| too_large(&numbering.tree.path))?;
+    }
+    numbering.end_dir(dir, first).map_err(|TooLarge| too_large(&numbering.tree.path))
+}
 
-    /// Numbers the entries of a directory.
-    fn visit(&mut self, dir: usize) -> Result<(), BuildError> {
-        let path = || self.tree.path(dir);
-        let fd = self.cursor.enter(&self.tree, dir)?;
-        if identity(fd, path)? != self.tree.nodes[dir].identity {
-            return Err(BuildError::changed(path(), "another directory has come in its place"));
-        }
-        let mut names = names(fd).at("read the directory", path)?;
-        names.sort_unstable();
-        let look = |name: &Vec<u8>| look(fd, name).at("read", || self.tree.path_in(dir, name));
-        let found: Vec<Found> = names.iter().map(look).collect::<Result<_, _>>()?;
-        for (name, found) in names.into_iter().zip(found) {
-            self.number(dir, name, found);
-        }
-        Ok(())
+fn too_large(path: &Path) -> BuildError {
+    let problem = "it has over 4 GiB of names, or as many entries".into();
+    BuildError::Format { path: path.into(), source: FormatError::Tree(problem) }
+}
+
+impl Numbering {
+    fn of(path: &Path) -> Self {
+        let tree = SourceTree {
+            path: path.into(),
+            nodes: Vec::new(),
+            entries: Vec::new(),
+            texts: Texts::default(),
+            attributes: Vec::new(),
+        };
+        Self { tree, attributes: HashMap::new(), links: HashMap::new(), next_ino: ROOT_INO }
     }
 
     /// Every name takes a number, also one that then stands for the number of an earlier name of the same file: the
     /// gaps are puzzlefs' own.
-    fn number(&mut self, dir: usize, name: Vec<u8>, found: Found) {
+    fn number(&mut self, dir: usize, name: &[u8], found: Found) -> Result<(), TooLarge> {
         let fresh = self.next_ino;
         let ino = match is_linked(&found.stat) {
             true => *self.links.entry(identity_of(&found.stat)).or_insert(fresh),
             false => fresh,
         };
-        let NodeKind::Dir(entries) = &mut self.tree.nodes[dir].kind else {
-            unreachable!("only directories are visited");
-        };
-        entries.push(SourceEntry { name: name.into(), ino });
-        let place = Place { dir, entry: entries.len() - 1 };
+        let place = Place { dir: row(dir)?, entry: row(self.tree.entries.len())? };
+        let name = self.tree.texts.add(name).ok_or(TooLarge)?;
+        self.tree.entries.push(SourceEntry { name, ino });
         match ino == fresh {
             true => self.push(place, found),
-            false => self.next_ino += 1,
+            false => self.count(),
         }
     }
 
-    fn push(&mut self, place: Place, found: Found) {
+    fn push(&mut self, place: Place, found: Found) -> Result<(), TooLarge> {
         let stat = &found.stat;
-        self.tree.nodes.push(Node {
-            ino: self.next_ino,
-            identity: identity_of(stat),
+        let attributes = Attributes {
+            dev: stat.st_dev,
             uid: stat.st_uid,
             gid: stat.st_gid,
             permissions: (stat.st_mode & 0o7777) as u16,
             xattrs: found.xattrs,
+        };
+        let target = found.target.map(|target| self.tree.texts.add(&target).ok_or(TooLarge)).transpose()?;
+        let node = Node {
+            host_ino: stat.st_ino,
+            ino: self.next_ino,
+            attributes: self.share(attributes)?,
             place,
-            kind: kind(stat, found.target),
-        });
-        self.next_ino += 1;
+            kind: kind(stat, target),
+        };
+        self.tree.nodes.push(node);
+        self.count()
+    }
+
+    fn share(&mut self, attributes: Attributes) -> Result<u32, TooLarge> {
+        if let Some(at) = self.attributes.get(&attributes) {
+            return Ok(*at);
+        }
+        let (at, attributes) = (row(self.tree.attributes.len())?, Rc::new(attributes));
+        self.tree.attributes.push(attributes.clone());
+        self.attributes.insert(attributes, at);
+        Ok(at)
+    }
+
+    fn count(&mut self) -> Result<(), TooLarge> {
+        self.next_ino = self.next_ino.checked_add(1).ok_or(TooLarge)?;
+        Ok(())
+    }
+
+    /// Gives a directory the entries from `first` on.
+    fn end_dir(&mut self, dir: usize, first: usize) -> Result<(), TooLarge> {
+        let span = Span { first: row(first)?, count: row(self.tree.entries.len() - first)? };
+        self.tree.nodes[dir].kind = NodeKind::Dir(span);
+        Ok(())
     }
 
     fn is_to_visit(&self, node: usize) -> bool {
-        let (root, node) = (&self.tree.nodes[ROOT], &self.tree.nodes[node]);
-        matches!(node.kind, NodeKind::Dir(_)) && node.identity.0 == root.identity.0
+        let is_dir = matches!(self.tree.nodes[node].kind, NodeKind::Dir(_));
+        is_dir && self.tree.identity(node).0 == self.tree.identity(ROOT).0
     }
 }
 
-fn kind(stat: &Stat, target: Option<Vec<u8>>) -> NodeKind {
+fn row(at: usize) -> Result<u32, TooLarge> {
+    at.try_into().map_err(|_| TooLarge)
+}
+
+fn kind(stat: &Stat, target: Option<Text>) -> NodeKind {
     let device = Device { major: major(stat.st_rdev), minor: minor(stat.st_rdev) };
     match (FileType::from_raw_mode(stat.st_mode), target) {
         (_, Some(target)) => NodeKind::Symlink(target),
         (FileType::RegularFile, _) => NodeKind::File { size: stat.st_size.unsigned_abs() },
-        (FileType::Directory, _) => NodeKind::Dir(Vec::new()),
+        (FileType::Directory, _) => NodeKind::Dir(Span { first: 0, count: 0 }),
         (FileType::Fifo, _) => NodeKind::Fifo,
         (FileType::Socket, _) => NodeKind::Socket,
         (FileType::CharacterDevice, _) => NodeKind::Char(device),
@@ -140,10 +185,19 @@ fn identity_of(stat: &Stat) -> Identity {
     (stat.st_dev, stat.st_ino)
 }
 
-fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
+/// The names in a directory, sorted as bytes.
+fn names(dir: BorrowedFd<'_>) -> io::Result<(Texts, Vec<Text>)> {
     let readable = openat(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let names = Dir::new(readable)?.map(|entry| Ok(entry?.file_name().to_bytes().to_vec()));
-    names.filter(|name| !matches!(name.as_deref(), Ok(b"." | b".."))).collect()
+    let (mut texts, mut names) = (Texts::default(), Vec::new());
+    for entry in Dir::new(readable)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            names.push(texts.add(name).ok_or(Errno::OVERFLOW)?);
+        }
+    }
+    names.sort_unstable_by(|a, b| texts.get(*a).cmp(texts.get(*b)));
+    Ok((texts, names))
 }
 
 fn look(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Found> {

@@ -37,8 +37,14 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// More would only wait for the disk together.
 const THREADS_MAX: usize = 16;
 
-/// Hashes blobs, given with their sizes, about in this order. One that is nowhere does not count.
-pub(super) fn hash_all(store: &Store, blobs: &[(Digest, u64)], watch: &dyn Observer) -> Hashed {
+/// Hashes blobs, given with their sizes, about in this order, and does `meanwhile` on this thread first. A blob that is nowhere
+/// does not count.
+pub(super) fn hash_all<T>(
+    store: &Store,
+    blobs: &[(Digest, u64)],
+    watch: &dyn Observer,
+    meanwhile: impl FnOnce() -> T,
+) -> (Hashed, T) {
     let (next, hashed) = (AtomicUsize::new(0), Mutex::new(Hashed::default()));
     let work = || {
         let mut buffer = vec![0; BUFFER_BYTES];
@@ -50,16 +56,24 @@ pub(super) fn hash_all(store: &Store, blobs: &[(Digest, u64)], watch: &dyn Obser
         }
     };
     let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
-    thread::scope(|scope| {
-        (1..threads).for_each(|_| drop(scope.spawn(work)));
+    let done = thread::scope(|scope| {
+        (1..threads.min(blobs.len())).for_each(|_| drop(scope.spawn(work)));
+        let done = meanwhile();
         work();
+        done
     });
     let mut hashed = hashed.into_inner().unwrap_or_else(PoisonError::into_inner);
     hashed.problems.sort_unstable_by_key(|(digest, _)| *digest);
-    hashed
+    (hashed, done)
 }
 
 impl Hashed {
+    pub(super) fn append(&mut self, more: Self) {
+        self.blobs += more.blobs;
+        self.bytes += more.bytes;
+        self.problems.extend(more.problems);
+    }
+
     fn note(&mut self, digest: Digest, size: u64, outcome: Result<Option<Digest>, StoreError>) {
         let problem = match outcome {
             Err(StoreError::Missing(_)) => return,

@@ -15,7 +15,7 @@ use crate::{
     graph::{Afresh, ImageError, Root, pick, walk},
     name::{Digest, Selector},
     observe::{Event, Observer},
-    store::{Inventory, Store, StoreError},
+    store::{BlobStat, Inventory, Store, StoreError},
 };
 
 /// What to check.
@@ -58,6 +58,8 @@ pub enum CheckError {
 }
 
 /// Checks a store or one image of it.
+///
+/// The blobs of a whole store are hashed while its images are checked; only those of one image are known later.
 pub fn check(store: &Store, options: &CheckOptions, watch: &dyn Observer) -> Result<CheckReport, CheckError> {
     let index = store.index()?;
     let inventory = store.inventory()?;
@@ -66,26 +68,48 @@ pub fn check(store: &Store, options: &CheckOptions, watch: &dyn Observer) -> Res
         let picked = pick(index.document(), selector)?;
         roots = picked.places.into_iter().map(|place| roots[place].clone()).collect();
     }
-    let mut report = CheckReport { entries: roots.len() as u64, ..CheckReport::default() };
-    let mut needed = HashSet::new();
-    watch.event(Event::Phase("checking images"));
+    let entries = roots.len() as u64;
+    let early = match options {
+        CheckOptions { data: true, selector: None } => {
+            in_order_of_inodes(inventory.blobs.iter().map(|(digest, stat)| (*digest, Some(stat))))
+        }
+        _ => Vec::new(),
+    };
+    watch.event(Event::Phase(if early.is_empty() { "checking images" } else { "checking images and hashing blobs" }));
+    let (mut hashed, mut images) = data::hash_all(store, &early, watch, || check_images(store, &inventory, roots));
+    if options.selector.is_none() {
+        check_strangers(&inventory, &mut images.findings);
+    }
+    if options.data {
+        let late = blobs_for_later(options, &inventory, &images.needed);
+        watch.event(Event::Phase("hashing blobs"));
+        hashed.append(data::hash_all(store, &late, watch, || ()).0);
+    }
+    let mut report = CheckReport { findings: images.findings, entries, hashed: (hashed.blobs, hashed.bytes) };
+    report.findings.extend(hashed.problems.into_iter().map(|problem| finding(problem, &images.needed)));
+    Ok(report)
+}
+
+/// What is wrong with the images under some entries, and which blobs they need.
+#[derive(Default)]
+struct Images {
+    findings: Vec<Finding>,
+    needed: HashSet<Digest>,
+}
+
+fn check_images(store: &Store, inventory: &Inventory, roots: Vec<Root>) -> Images {
+    let mut images = Images::default();
     for root in roots {
         let name = root.origin.to_string();
         match walk(&Afresh(store), vec![root]) {
             Ok(graph) => {
-                image::check_nodes(store, &graph, &inventory, &name, &mut report.findings);
-                needed.extend(graph.digests());
+                image::check_nodes(store, &graph, inventory, &name, &mut images.findings);
+                images.needed.extend(graph.digests());
             }
-            Err(error) => report.findings.push(Finding::unreadable(&error)),
+            Err(error) => images.findings.push(Finding::unreadable(&error)),
         }
     }
-    if options.selector.is_none() {
-        check_strangers(&inventory, &mut report.findings);
-    }
-    if options.data {
-        check_data(store, options, &inventory, &needed, watch, &mut report);
-    }
-    Ok(report)
+    images
 }
 
 fn check_strangers(inventory: &Inventory, findings: &mut Vec<Finding>) {
@@ -96,35 +120,31 @@ fn check_strangers(inventory: &Inventory, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Hashes the blobs: of one image those that it needs, else all. A wrong one that nothing needs is garbage, no damage.
-fn check_data(
-    store: &Store,
-    options: &CheckOptions,
-    inventory: &Inventory,
-    needed: &HashSet<Digest>,
-    watch: &dyn Observer,
-    report: &mut CheckReport,
-) {
-    watch.event(Event::Phase("hashing blobs"));
-    let wanted = |digest: &Digest| options.selector.is_none() || needed.contains(digest);
-    let present = inventory.blobs.iter().filter(|(digest, _)| wanted(digest));
-    let mut blobs: Vec<_> = present.map(|(digest, stat)| (stat.identity, *digest, stat.size)).collect();
-    // What lies aside is read from there, so its bytes count as well.
-    let aside = needed.iter().filter(|digest| inventory.get(digest).is_none());
-    blobs.extend(aside.map(|digest| ((0, 0), *digest, 0)));
-    // Files that were made one after the other mostly lie one after the other.
+/// Blobs with their sizes; what the inventory has not, first. Files that were made one after the other mostly lie one after the
+/// other.
+fn in_order_of_inodes<'a>(blobs: impl Iterator<Item = (Digest, Option<&'a BlobStat>)>) -> Vec<(Digest, u64)> {
+    let place = |stat: Option<&BlobStat>| stat.map_or(((0, 0), 0), |stat| (stat.identity, stat.size));
+    let mut blobs: Vec<_> = blobs.map(|(digest, stat)| (place(stat), digest)).collect();
     blobs.sort_unstable();
-    let blobs: Vec<_> = blobs.into_iter().map(|(_, digest, size)| (digest, size)).collect();
-    let hashed = data::hash_all(store, &blobs, watch);
-    report.hashed = (hashed.blobs, hashed.bytes);
-    for (digest, problem) in hashed.problems {
-        let (severity, problem) = match problem {
-            Problem::Content(actual) if needed.contains(&digest) => {
-                (Severity::Damage, format!("its bytes have the digest {actual}"))
-            }
-            Problem::Content(actual) => (Severity::Notice, format!("its bytes have the digest {actual}")),
-            Problem::Unreadable(problem) => (Severity::Damage, problem),
-        };
-        report.findings.push(Finding { severity, subject: format!("blob {digest}"), problem });
-    }
+    blobs.into_iter().map(|((_, size), digest)| (digest, size)).collect()
+}
+
+/// What is hashed once the images are known: all that one image needs, and what is needed and lies aside, which is read from
+/// there, so that its bytes count as well.
+fn blobs_for_later(options: &CheckOptions, inventory: &Inventory, needed: &HashSet<Digest>) -> Vec<(Digest, u64)> {
+    let is_whole = options.selector.is_none();
+    let stats = needed.iter().map(|digest| (*digest, inventory.get(digest)));
+    in_order_of_inodes(stats.filter(|(_, stat)| !is_whole || stat.is_none()))
+}
+
+/// A wrong blob that nothing needs is garbage, no damage.
+fn finding((digest, problem): (Digest, Problem), needed: &HashSet<Digest>) -> Finding {
+    let (severity, problem) = match problem {
+        Problem::Content(actual) if needed.contains(&digest) => {
+            (Severity::Damage, format!("its bytes have the digest {actual}"))
+        }
+        Problem::Content(actual) => (Severity::Notice, format!("its bytes have the digest {actual}")),
+        Problem::Unreadable(problem) => (Severity::Damage, problem),
+    };
+    Finding { severity, subject: format!("blob {digest}"), problem }
 }

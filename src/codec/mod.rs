@@ -7,5 +7,5 @@ mod zstd_seekable;
 
 pub use chunker::{CHUNK_BYTES_MAX, Chunker};
 pub use seek_table::{Frame, SeekTable, SeekTableError, decode_all, decode_frame};
-pub use verity::verity_digest;
+pub use verity::{VerityHasher, verity_digest};
 pub use zstd_seekable::{Encoded, Encoder, Encoding};

@@ -12,35 +12,68 @@ const DESCRIPTOR_BYTES: usize = 256;
 
 /// The fs-verity digest of a file that holds `bytes`.
 pub fn verity_digest(bytes: &[u8]) -> [u8; 32] {
-    let mut descriptor = [0; DESCRIPTOR_BYTES];
-    descriptor[0] = 1; // version
-    descriptor[1] = 1; // FS_VERITY_HASH_ALG_SHA256
-    descriptor[2] = BLOCK_BYTES.trailing_zeros() as u8;
-    descriptor[8..16].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
-    descriptor[16..16 + HASH_BYTES].copy_from_slice(&root_hash(bytes));
-    Sha256::digest(descriptor).into()
+    let mut hasher = VerityHasher::default();
+    hasher.update(bytes);
+    hasher.finish()
 }
 
-/// The root of the Merkle tree; by definition all zeros for an empty file.
-fn root_hash(bytes: &[u8]) -> [u8; HASH_BYTES] {
-    if bytes.is_empty() {
-        return [0; HASH_BYTES];
+/// Makes the fs-verity digest of a file that comes in pieces. Holds the hashes of its blocks: 8 bytes for each KiB.
+#[derive(Default)]
+pub struct VerityHasher {
+    bytes: u64,
+    hashes: Vec<u8>,
+    block: Sha256,
+    block_bytes: usize,
+}
+
+impl VerityHasher {
+    /// Takes the next bytes of the file.
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        self.bytes += bytes.len() as u64;
+        while !bytes.is_empty() {
+            let part;
+            (part, bytes) = bytes.split_at(bytes.len().min(BLOCK_BYTES - self.block_bytes));
+            self.block.update(part);
+            self.block_bytes += part.len();
+            if self.block_bytes == BLOCK_BYTES {
+                self.end_block();
+            }
+        }
     }
-    let mut level = level_above(bytes);
-    while level.len() > HASH_BYTES {
-        level = level_above(&level);
+
+    /// The digest of the file.
+    pub fn finish(self) -> [u8; 32] {
+        let mut descriptor = [0; DESCRIPTOR_BYTES];
+        descriptor[0] = 1; // version
+        descriptor[1] = 1; // FS_VERITY_HASH_ALG_SHA256
+        descriptor[2] = BLOCK_BYTES.trailing_zeros() as u8;
+        descriptor[8..16].copy_from_slice(&self.bytes.to_le_bytes());
+        descriptor[16..16 + HASH_BYTES].copy_from_slice(&self.root_hash());
+        Sha256::digest(descriptor).into()
     }
-    level.try_into().expect("the topmost level is one hash")
-}
 
-/// The concatenated hashes of the blocks of a level, the last one filled up with zeros.
-fn level_above(level: &[u8]) -> Vec<u8> {
-    level.chunks(BLOCK_BYTES).flat_map(hash_block).collect()
-}
+    /// The root of the Merkle tree; by definition all zeros for an empty file.
+    fn root_hash(mut self) -> [u8; HASH_BYTES] {
+        if self.block_bytes > 0 {
+            const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+            self.block.update(&ZEROS[self.block_bytes..]);
+            self.end_block();
+        }
+        match self.hashes.len() {
+            0 => [0; HASH_BYTES],
+            HASH_BYTES => self.hashes.try_into().expect("it is one hash"),
+            _ => {
+                let mut above = Self::default();
+                above.update(&self.hashes);
+                above.root_hash()
+            }
+        }
+    }
 
-fn hash_block(block: &[u8]) -> [u8; HASH_BYTES] {
-    const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
-    Sha256::new().chain_update(block).chain_update(&ZEROS[block.len()..]).finalize().into()
+    fn end_block(&mut self) {
+        self.hashes.extend(self.block.finalize_reset());
+        self.block_bytes = 0;
+    }
 }
 
 #[cfg(test)]
@@ -65,6 +98,16 @@ mod tests {
         for (len, hex) in KNOWN {
             let digest = verity_digest(&vec![b'p'; *len]);
             assert_eq!(Digest::from_bytes(&digest), hex.parse().ok(), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn a_file_in_pieces_has_the_digest_of_the_whole() {
+        let bytes: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
+        for piece_bytes in [1000, 4096, 5000, 300_000] {
+            let mut hasher = VerityHasher::default();
+            bytes.chunks(piece_bytes).for_each(|piece| hasher.update(piece));
+            assert_eq!(hasher.finish(), verity_digest(&bytes), "pieces of {piece_bytes} bytes");
         }
     }
 }

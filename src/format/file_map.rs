@@ -46,12 +46,12 @@ impl<'a> FileMap<'a> {
     }
 
     /// All stretches in order.
-    pub fn pieces(self) -> impl Iterator<Item = Piece> + 'a {
+    pub fn pieces(self) -> impl ExactSizeIterator<Item = Piece> + 'a {
         self.pieces_from(0)
     }
 
     /// The stretches from the one that holds byte `offset` to the last. Found by bisection.
-    pub fn pieces_from(self, offset: u64) -> impl Iterator<Item = Piece> + 'a {
+    pub fn pieces_from(self, offset: u64) -> impl ExactSizeIterator<Item = Piece> + 'a {
         let first = self.records.partition_point(|record| record.end <= offset);
         (first..self.records.len()).map(move |at| self.piece(at))
     }

@@ -7,8 +7,10 @@ mod file_map;
 mod index;
 mod manifest;
 mod message;
+mod message_writer;
 mod path_name;
 mod rootfs;
+mod rootfs_message;
 pub(crate) mod wire;
 
 pub use error::FormatError;
@@ -16,8 +18,10 @@ pub use file_map::{FileMap, Piece};
 pub use index::{Descriptor, DescriptorDigest, IndexDocument, IndexEntry, Platform, REF_NAME};
 pub use manifest::{Link, ManifestDocument, references_in_text};
 pub use message::message_length;
+pub use message_writer::MessageSink;
 pub use path_name::{NameError, check_name};
 pub use rootfs::{
     BlobRef, Device, DirEntry, Directory, Inode, InodeDraft, Kind, KindDraft, Layer, LayerBuilder, Limits,
     ManifestVersion, Rootfs, XattrDraft,
 };
+pub use rootfs_message::{LayerSource, RootfsMessage, TakeInode};

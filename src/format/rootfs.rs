@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use hashbrown::HashMap;
 
-use super::{FormatError, check_name, file_map::FileMap, wire};
+use super::{FormatError, LayerSource, RootfsMessage, check_name, file_map::FileMap, rootfs_message::TakeInode, wire};
 use crate::name::{ChunkId, Digest};
 
 /// How much a decoder is willing to take in.
@@ -194,7 +194,12 @@ impl Rootfs {
 
     /// The version 3 message for this rootfs.
     pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
-        wire::encode_rootfs(self)
+        let layers: Vec<&dyn LayerSource> = self.layers.iter().map(|layer| layer as _).collect();
+        let message = RootfsMessage::lay_out(&layers, &self.verity)?;
+        let too_large = |_| FormatError::Document { what: "the rootfs", problem: "it does not fit into memory".into() };
+        let mut bytes = vec![0; usize::try_from(message.bytes()).map_err(too_large)?];
+        message.write(&mut bytes);
+        Ok(bytes)
     }
 
     /// The wire version it was read from.
@@ -268,7 +273,7 @@ impl Layer {
     }
 
     /// All inodes, by rising number.
-    pub fn inodes(&self) -> impl Iterator<Item = Inode<'_>> {
+    pub fn inodes(&self) -> impl ExactSizeIterator<Item = Inode<'_>> {
         self.inodes.iter().map(|record| Inode { layer: self, record })
     }
 
@@ -326,16 +331,43 @@ impl<'a> Inode<'a> {
     }
 
     /// Its extended attributes, key and value, in the order of the message.
-    pub fn xattrs(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
+    pub fn xattrs(&self) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
         let layer = self.layer;
         let xattrs = &layer.xattrs[self.record.xattrs.start as usize..self.record.xattrs.end as usize];
         xattrs.iter().map(|xattr| (layer.slice(&xattr.key), layer.slice(&xattr.value)))
     }
 }
 
+impl Inode<'_> {
+    /// Gives it to `take` as a draft of what it is already.
+    pub(super) fn draft(&self, take: &mut TakeInode<'_>) -> Result<(), FormatError> {
+        let mut xattrs = self.xattrs().map(|(key, value)| Ok(XattrDraft { key, value }));
+        let (ino, uid, gid, permissions) = (self.ino(), self.uid(), self.gid(), self.permissions());
+        let draft = InodeDraft { ino, uid, gid, permissions, xattrs: &mut xattrs };
+        match self.kind() {
+            Kind::Unknown => take(draft, KindDraft::Unknown),
+            Kind::Fifo => take(draft, KindDraft::Fifo),
+            Kind::Char(device) => take(draft, KindDraft::Char(device)),
+            Kind::Block(device) => take(draft, KindDraft::Block(device)),
+            Kind::Symlink(target) => take(draft, KindDraft::Symlink(target)),
+            Kind::Socket => take(draft, KindDraft::Socket),
+            Kind::Whiteout => take(draft, KindDraft::Whiteout),
+            Kind::Dir(directory) => {
+                let mut entries = directory.entries().map(|DirEntry { name, ino }| Ok(DirEntry { name, ino }));
+                let look_below = directory.look_below();
+                take(draft, KindDraft::Dir { entries: &mut entries, look_below })
+            }
+            Kind::File(map) => {
+                let mut pieces = map.pieces().map(|piece| Ok((piece.blob, piece.len)));
+                take(draft, KindDraft::File(&mut pieces))
+            }
+        }
+    }
+}
+
 impl<'a> Directory<'a> {
     /// Its entries in the order of the message.
-    pub fn entries(&self) -> impl Iterator<Item = DirEntry<'a>> + use<'a> {
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = DirEntry<'a>> + use<'a> {
         let directory = *self;
         (0..directory.len()).map(move |at| directory.entry(at))
     }
@@ -382,7 +414,7 @@ pub struct InodeDraft<'a> {
     /// The low 12 mode bits.
     pub permissions: u16,
     /// Extended attributes, key and value.
-    pub xattrs: &'a mut dyn Iterator<Item = Result<XattrDraft<'a>, FormatError>>,
+    pub xattrs: &'a mut dyn ExactSizeIterator<Item = Result<XattrDraft<'a>, FormatError>>,
 }
 
 /// An extended attribute on its way into a layer.
@@ -406,12 +438,12 @@ pub enum KindDraft<'a> {
     /// A directory.
     Dir {
         /// Its entries.
-        entries: &'a mut dyn Iterator<Item = Result<DirEntry<'a>, FormatError>>,
+        entries: &'a mut dyn ExactSizeIterator<Item = Result<DirEntry<'a>, FormatError>>,
         /// See [`Directory::look_below`].
         look_below: bool,
     },
     /// A regular file: the places of its bytes, and how many of them at each.
-    File(&'a mut dyn Iterator<Item = Result<(BlobRef, u64), FormatError>>),
+    File(&'a mut dyn ExactSizeIterator<Item = Result<(BlobRef, u64), FormatError>>),
     /// A symbolic link.
     Symlink(&'a [u8]),
     /// A socket.
@@ -426,6 +458,41 @@ const SYMLINK_BYTES_MAX: usize = 4095;
 const XATTR_KEY_BYTES_MAX: usize = 255;
 const XATTR_VALUE_BYTES_MAX: usize = 65536;
 
+impl InodeDraft<'_> {
+    /// What is wrong with it, as a clause of a sentence.
+    pub(super) fn check(&self) -> Result<(), String> {
+        match self {
+            Self { ino: 0, .. } => Err("inode numbers start at 1".into()),
+            Self { permissions, .. } if *permissions > 0o7777 => {
+                Err(format!("its permissions {permissions:#o} have more than 12 bits"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl XattrDraft<'_> {
+    /// The same of an attribute.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let Self { key, value } = self;
+        if key.is_empty() || key.len() > XATTR_KEY_BYTES_MAX || key.contains(&0) {
+            return Err(format!("an attribute name of {} bytes (1 to 255, no NUL)", key.len()));
+        }
+        match value.len() > XATTR_VALUE_BYTES_MAX {
+            true => Err(format!("an attribute value of {} bytes, over 64 KiB", value.len())),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The same of the target of a symbolic link.
+pub(super) fn check_symlink(target: &[u8]) -> Result<(), String> {
+    match target.is_empty() || target.len() > SYMLINK_BYTES_MAX || target.contains(&0) {
+        true => Err(format!("a symlink target of {} bytes (1 to {SYMLINK_BYTES_MAX}, no NUL)", target.len())),
+        false => Ok(()),
+    }
+}
+
 impl LayerBuilder {
     /// A builder for the layer that stands at `depth`, 0 for the topmost; errors name it.
     pub fn new(depth: usize) -> Self {
@@ -435,12 +502,7 @@ impl LayerBuilder {
     /// Adds an inode.
     pub fn push(&mut self, draft: InodeDraft<'_>, kind: KindDraft<'_>) -> Result<(), FormatError> {
         let ino = draft.ino;
-        if ino == 0 {
-            return Err(self.problem(ino, "inode numbers start at 1"));
-        }
-        if draft.permissions > 0o7777 {
-            return Err(self.problem(ino, format!("its permissions {:#o} have more than 12 bits", draft.permissions)));
-        }
+        draft.check().map_err(|problem| self.problem(ino, problem))?;
         let kind = self.kind(ino, kind)?;
         let xattrs = self.xattrs(ino, draft.xattrs)?;
         let (uid, gid, permissions) = (draft.uid, draft.gid, draft.permissions);
@@ -482,11 +544,7 @@ impl LayerBuilder {
             }
             KindDraft::File(pieces) => KindRecord::File(self.file(ino, pieces)?),
             KindDraft::Symlink(target) => {
-                if target.is_empty() || target.len() > SYMLINK_BYTES_MAX || target.contains(&0) {
-                    let problem =
-                        format!("a symlink target of {} bytes (1 to {SYMLINK_BYTES_MAX}, no NUL)", target.len());
-                    return Err(self.problem(ino, problem));
-                }
+                check_symlink(target).map_err(|problem| self.problem(ino, problem))?;
                 KindRecord::Symlink(self.intern(ino, target)?)
             }
             KindDraft::Socket => KindRecord::Socket,
@@ -497,7 +555,7 @@ impl LayerBuilder {
     fn entries<'a>(
         &mut self,
         ino: u64,
-        entries: &mut dyn Iterator<Item = Result<DirEntry<'a>, FormatError>>,
+        entries: &mut dyn ExactSizeIterator<Item = Result<DirEntry<'a>, FormatError>>,
     ) -> Result<Range<u32>, FormatError> {
         let start = self.layer.entries.len();
         for entry in entries {
@@ -513,7 +571,7 @@ impl LayerBuilder {
     fn file(
         &mut self,
         ino: u64,
-        pieces: &mut dyn Iterator<Item = Result<(BlobRef, u64), FormatError>>,
+        pieces: &mut dyn ExactSizeIterator<Item = Result<(BlobRef, u64), FormatError>>,
     ) -> Result<Range<u32>, FormatError> {
         let start = self.layer.chunks.len();
         let mut end = 0u64;
@@ -546,17 +604,13 @@ impl LayerBuilder {
     fn xattrs<'a>(
         &mut self,
         ino: u64,
-        xattrs: &mut dyn Iterator<Item = Result<XattrDraft<'a>, FormatError>>,
+        xattrs: &mut dyn ExactSizeIterator<Item = Result<XattrDraft<'a>, FormatError>>,
     ) -> Result<Range<u32>, FormatError> {
         let start = self.layer.xattrs.len();
         for xattr in xattrs {
-            let XattrDraft { key, value } = xattr?;
-            if key.is_empty() || key.len() > XATTR_KEY_BYTES_MAX || key.contains(&0) {
-                return Err(self.problem(ino, format!("an attribute name of {} bytes (1 to 255, no NUL)", key.len())));
-            }
-            if value.len() > XATTR_VALUE_BYTES_MAX {
-                return Err(self.problem(ino, format!("an attribute value of {} bytes, over 64 KiB", value.len())));
-            }
+            let xattr = xattr?;
+            xattr.check().map_err(|problem| self.problem(ino, problem))?;
+            let XattrDraft { key, value } = xattr;
             let record = XattrRecord { key: self.intern(ino, key)?, value: self.intern(ino, value)? };
             self.layer.xattrs.push(record);
         }

@@ -1,4 +1,5 @@
-//! The private door to the generated Cap'n Proto code: messages to [`Rootfs`] values and back, with limits.
+//! The private door to the generated Cap'n Proto code: messages to [`Rootfs`] values, with limits. The way back is
+//! [`super::RootfsMessage`].
 //!
 //! Readers are made with a traversal limit of a few times the message: honest messages name each word once, hostile ones
 //! point at the same list from many places to make a small message large.
@@ -6,8 +7,8 @@
 use capnp::{message, serialize};
 
 use super::{
-    BlobRef, Device, DirEntry, FormatError, Inode, InodeDraft, Kind, KindDraft, Layer, LayerBuilder, Limits,
-    ManifestVersion, Rootfs, XattrDraft,
+    BlobRef, Device, DirEntry, FormatError, InodeDraft, KindDraft, Layer, LayerBuilder, Limits, ManifestVersion,
+    Rootfs, XattrDraft,
 };
 use crate::name::{ChunkId, Digest};
 
@@ -184,105 +185,164 @@ fn decode_blob_ref(blob: schema::blob_ref::Reader<'_>) -> Result<BlobRef, BlobRe
     Ok(BlobRef { chunk, offset: blob.get_offset(), compressed: blob.get_compressed() })
 }
 
-/// Writes a version 3 message. The order in which fields are set and the sizes of the segments decide where data lie in
-/// the message, and with it the digest of the blob; both are those of puzzlefs 0.2.0, so that equal trees have equal
-/// manifests.
-pub(super) fn encode_rootfs(rootfs: &Rootfs) -> Result<Vec<u8>, FormatError> {
-    let segments = message::HeapAllocator::new()
-        .first_segment_words(1024)
-        .allocation_strategy(message::AllocationStrategy::GrowHeuristically);
-    let mut message = message::Builder::new(segments);
-    let mut root = message.init_root::<schema::rootfs_inline::Builder<'_>>();
-    root.set_manifest_version(3);
-    let mut vectors = root.reborrow().init_metadatas(list_len(rootfs.layers.len())?);
-    for (at, layer) in (0..).zip(&rootfs.layers) {
-        let inodes: Vec<_> = layer.inodes().collect();
-        let mut list = vectors.reborrow().get(at).init_inodes(list_len(inodes.len())?);
-        for (at, inode) in (0..).zip(inodes) {
-            encode_inode(inode, list.reborrow().get(at))?;
-        }
-    }
-    let mut table = root.init_fs_verity_data(list_len(rootfs.verity.len())?);
-    for (at, (chunk, verity)) in (0..).zip(&rootfs.verity) {
-        let mut row = table.reborrow().get(at);
-        row.set_digest(chunk.0.as_bytes());
-        row.set_verity(verity);
-    }
-    Ok(serialize::write_message_to_words(&message))
-}
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
 
-/// Cap'n Proto lists have at most 2^29 - 1 elements.
-fn list_len(len: usize) -> Result<u32, FormatError> {
-    let too_long =
-        || FormatError::Document { what: "the rootfs", problem: format!("a list of {len} elements is too long") };
-    u32::try_from(len).ok().filter(|len| *len < 1 << 29).ok_or_else(too_long)
-}
+    use super::*;
+    use crate::format::Kind;
 
-fn encode_inode(inode: Inode<'_>, mut to: schema::inode::Builder<'_>) -> Result<(), FormatError> {
-    to.set_ino(inode.ino());
-    let mut target = None;
-    let mut mode = to.reborrow().init_mode();
-    match inode.kind() {
-        Kind::Unknown => mode.set_unknown(()),
-        Kind::Fifo => mode.set_fifo(()),
-        Kind::Char(device) => encode_device(device, mode.init_char()),
-        Kind::Block(device) => encode_device(device, mode.init_block()),
-        Kind::Socket => mode.set_socket(()),
-        Kind::Whiteout => mode.set_whiteout(()),
-        Kind::Symlink(bytes) => {
-            mode.set_symlink(());
-            target = Some(bytes);
-        }
-        Kind::Dir(directory) => {
-            let mut dir = mode.init_dir();
-            dir.set_look_below(directory.look_below());
-            let mut entries = dir.init_entries(list_len(directory.len())?);
-            for (at, entry) in (0..).zip(directory.entries()) {
-                let mut to = entries.reborrow().get(at);
-                to.set_ino(entry.ino);
-                to.set_name(entry.name);
+    /// The message as the builder of the `capnp` crate makes it, with its fields set in the order of puzzlefs 0.2.0.
+    fn encode_rootfs(rootfs: &Rootfs) -> Result<Vec<u8>, FormatError> {
+        let segments = message::HeapAllocator::new()
+            .first_segment_words(1024)
+            .allocation_strategy(message::AllocationStrategy::GrowHeuristically);
+        let mut message = message::Builder::new(segments);
+        let mut root = message.init_root::<schema::rootfs_inline::Builder<'_>>();
+        root.set_manifest_version(3);
+        let mut vectors = root.reborrow().init_metadatas(list_len(rootfs.layers.len())?);
+        for (at, layer) in (0..).zip(&rootfs.layers) {
+            let inodes: Vec<_> = layer.inodes().collect();
+            let mut list = vectors.reborrow().get(at).init_inodes(list_len(inodes.len())?);
+            for (at, inode) in (0..).zip(inodes) {
+                encode_inode(inode, list.reborrow().get(at))?;
             }
         }
-        Kind::File(map) => {
-            let mut pieces = mode.init_file(list_len(map.len())?);
-            for (at, piece) in (0..).zip(map.pieces()) {
-                let mut to = pieces.reborrow().get(at);
-                to.set_len(piece.len);
-                let mut blob = to.init_blob();
-                blob.set_digest(piece.blob.chunk.0.as_bytes());
-                blob.set_offset(piece.blob.offset);
-                blob.set_compressed(piece.blob.compressed);
+        let mut table = root.init_fs_verity_data(list_len(rootfs.verity.len())?);
+        for (at, (chunk, verity)) in (0..).zip(&rootfs.verity) {
+            let mut row = table.reborrow().get(at);
+            row.set_digest(chunk.0.as_bytes());
+            row.set_verity(verity);
+        }
+        Ok(serialize::write_message_to_words(&message))
+    }
+
+    /// Cap'n Proto lists have at most 2^29 - 1 elements.
+    fn list_len(len: usize) -> Result<u32, FormatError> {
+        let too_long =
+            || FormatError::Document { what: "the rootfs", problem: format!("a list of {len} elements is too long") };
+        u32::try_from(len).ok().filter(|len| *len < 1 << 29).ok_or_else(too_long)
+    }
+
+    fn encode_inode(inode: crate::format::Inode<'_>, mut to: schema::inode::Builder<'_>) -> Result<(), FormatError> {
+        to.set_ino(inode.ino());
+        let mut target = None;
+        let mut mode = to.reborrow().init_mode();
+        match inode.kind() {
+            Kind::Unknown => mode.set_unknown(()),
+            Kind::Fifo => mode.set_fifo(()),
+            Kind::Char(device) => encode_device(device, mode.init_char()),
+            Kind::Block(device) => encode_device(device, mode.init_block()),
+            Kind::Socket => mode.set_socket(()),
+            Kind::Whiteout => mode.set_whiteout(()),
+            Kind::Symlink(bytes) => {
+                mode.set_symlink(());
+                target = Some(bytes);
+            }
+            Kind::Dir(directory) => {
+                let mut dir = mode.init_dir();
+                dir.set_look_below(directory.look_below());
+                let mut entries = dir.init_entries(list_len(directory.len())?);
+                for (at, entry) in (0..).zip(directory.entries()) {
+                    let mut to = entries.reborrow().get(at);
+                    to.set_ino(entry.ino);
+                    to.set_name(entry.name);
+                }
+            }
+            Kind::File(map) => {
+                let mut pieces = mode.init_file(list_len(map.len())?);
+                for (at, piece) in (0..).zip(map.pieces()) {
+                    let mut to = pieces.reborrow().get(at);
+                    to.set_len(piece.len);
+                    let mut blob = to.init_blob();
+                    blob.set_digest(piece.blob.chunk.0.as_bytes());
+                    blob.set_offset(piece.blob.offset);
+                    blob.set_compressed(piece.blob.compressed);
+                }
             }
         }
+        to.set_uid(inode.uid());
+        to.set_gid(inode.gid());
+        to.set_permissions(inode.permissions());
+        let xattrs: Vec<_> = inode.xattrs().collect();
+        if !xattrs.is_empty() || target.is_some() {
+            encode_additional(&xattrs, target, to.init_additional())?;
+        }
+        Ok(())
     }
-    to.set_uid(inode.uid());
-    to.set_gid(inode.gid());
-    to.set_permissions(inode.permissions());
-    let xattrs: Vec<_> = inode.xattrs().collect();
-    if !xattrs.is_empty() || target.is_some() {
-        encode_additional(&xattrs, target, to.init_additional())?;
-    }
-    Ok(())
-}
 
-fn encode_device(device: Device, mut to: schema::device::Builder<'_>) {
-    to.set_minor(device.minor.into());
-    to.set_major(device.major.into());
-}
+    fn encode_device(device: Device, mut to: schema::device::Builder<'_>) {
+        to.set_minor(device.minor.into());
+        to.set_major(device.major.into());
+    }
 
-fn encode_additional(
-    xattrs: &[(&[u8], &[u8])],
-    target: Option<&[u8]>,
-    mut to: schema::inode_additional::Builder<'_>,
-) -> Result<(), FormatError> {
-    let mut list = to.reborrow().init_xattrs(list_len(xattrs.len())?);
-    for (at, (key, value)) in (0..).zip(xattrs) {
-        let mut xattr = list.reborrow().get(at);
-        xattr.set_value(value);
-        xattr.set_key(key);
+    fn encode_additional(
+        xattrs: &[(&[u8], &[u8])],
+        target: Option<&[u8]>,
+        mut to: schema::inode_additional::Builder<'_>,
+    ) -> Result<(), FormatError> {
+        let mut list = to.reborrow().init_xattrs(list_len(xattrs.len())?);
+        for (at, (key, value)) in (0..).zip(xattrs) {
+            let mut xattr = list.reborrow().get(at);
+            xattr.set_value(value);
+            xattr.set_key(key);
+        }
+        if let Some(target) = target {
+            to.set_symlink_target(target);
+        }
+        Ok(())
     }
-    if let Some(target) = target {
-        to.set_symlink_target(target);
+
+    type Xattrs<'a> = dyn ExactSizeIterator<Item = Result<XattrDraft<'a>, FormatError>> + 'a;
+
+    fn draft<'a>(ino: u64, xattrs: &'a mut Xattrs<'a>) -> InodeDraft<'a> {
+        InodeDraft { ino, uid: 1, gid: 2, permissions: 0o4755, xattrs }
     }
-    Ok(())
+
+    /// A layer with an inode of each kind, then files of as many chunks each, with names and attributes of many lengths.
+    fn layer(files: &[(u8, u8, u8)]) -> Layer {
+        let mut builder = LayerBuilder::new(0);
+        let names: Vec<Vec<u8>> = files.iter().map(|(name, ..)| vec![b'n'; usize::from(*name).max(1)]).collect();
+        let mut entries = names.iter().enumerate().map(|(at, name)| Ok(DirEntry { name, ino: at as u64 + 20 }));
+        let root = KindDraft::Dir { entries: &mut entries, look_below: true };
+        builder.push(draft(1, &mut std::iter::empty()), root).unwrap();
+        let mut none = std::iter::empty();
+        let device = Device { major: 7, minor: 1 << 20 };
+        let kinds = [
+            KindDraft::Unknown,
+            KindDraft::Fifo,
+            KindDraft::Char(device),
+            KindDraft::Block(device),
+            KindDraft::Symlink(b"to"),
+            KindDraft::Socket,
+            KindDraft::Whiteout,
+            KindDraft::Dir { entries: &mut none, look_below: false },
+        ];
+        for (ino, kind) in (2..).zip(kinds) {
+            builder.push(draft(ino, &mut std::iter::empty()), kind).unwrap();
+        }
+        for (ino, (_, chunks, xattrs)) in (20..).zip(files) {
+            let value = vec![b'v'; usize::from(*xattrs) * 9];
+            let mut xattrs = (0..xattrs % 4).map(|_| Ok(XattrDraft { key: b"user.key", value: &value }));
+            let mut pieces = (0..*chunks).map(|at| {
+                let chunk = ChunkId(Digest::of(&[at]));
+                Ok((BlobRef { chunk, offset: ino, compressed: at % 2 == 1 }, 1 + u64::from(at)))
+            });
+            builder.push(draft(ino, &mut xattrs), KindDraft::File(&mut pieces)).unwrap();
+        }
+        builder.finish_sorted().unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn messages_are_those_of_the_capnp_builder(
+            layers in prop::collection::vec(prop::collection::vec(any::<(u8, u8, u8)>(), 0..120), 1..4),
+            chunks in 0u32..4000,
+        ) {
+            let verity = (0..chunks).map(|at| (ChunkId(Digest::of(&at.to_le_bytes())), [at as u8; 32])).collect();
+            let rootfs = Rootfs::new(layers.iter().map(|files| layer(files)).collect(), verity);
+            prop_assert!(rootfs.encode().unwrap() == encode_rootfs(&rootfs).unwrap());
+        }
+    }
 }

@@ -188,6 +188,22 @@ pub(super) fn hash(file: &File) -> io::Result<Digest> {
     hash_through(file, &mut vec![0; HASH_BUFFER_BYTES])
 }
 
+/// The same of a file that has just been written, from its begin on, with each part shown to `see`.
+pub(super) fn hash_seen(file: &File, see: &mut dyn FnMut(&[u8])) -> io::Result<Digest> {
+    let (mut hasher, mut buffer, mut at) = (sha2::Sha256::new(), vec![0; HASH_BUFFER_BYTES], 0);
+    loop {
+        match file.read_at(&mut buffer, at)? {
+            0 => break,
+            n => {
+                hasher.update(&buffer[..n]);
+                see(&buffer[..n]);
+                at += n as u64;
+            }
+        }
+    }
+    Ok(Digest::from_bytes(&hasher.finalize()).expect("sha-256 digests have 32 bytes"))
+}
+
 fn hash_through(file: &File, buffer: &mut [u8]) -> io::Result<Digest> {
     let mut hasher = sha2::Sha256::new();
     loop {

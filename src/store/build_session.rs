@@ -7,14 +7,23 @@
 use std::{
     collections::HashSet,
     io::{self, Write},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use super::{
-    ExclusiveGuard, Lease, LeaseKind, LeaseRecord, Put, SharedGuard, Store, StoreError, Stored, blobs::holds,
-    disk::Dir, error::At,
+    ExclusiveGuard, Lease, LeaseKind, LeaseRecord, Put, SharedGuard, Store, StoreError, Stored,
+    blobs::{hash, hash_seen, holds},
+    disk::Dir,
+    error::At,
+    spool::Spool,
 };
-use crate::name::{Digest, Tag};
+use crate::{
+    format::MessageSink,
+    name::{Digest, Tag},
+};
 
 /// A running build: holds a lease and a staging directory.
 #[derive(Debug)]
@@ -24,6 +33,8 @@ pub struct BuildSession<'s> {
     staging: Dir,
     known: Mutex<HashSet<Digest>>,
     staged: Mutex<Vec<Digest>>,
+    staged_bytes: AtomicU64,
+    early_sync: Mutex<()>,
     reused: Mutex<Vec<Digest>>,
 }
 
@@ -37,7 +48,11 @@ pub struct Published {
 }
 
 const RESERVE: &str = "reserve";
+/// A blob that is being written in pieces, before its digest is known.
+const WRITTEN: &str = "written";
 const BLOCK_BYTES: usize = 4096;
+/// How much is staged between one early sync and the next.
+const EARLY_SYNC_BYTES: u64 = 64 << 20;
 
 impl Store {
     /// Begins a build that will be published as `tag`.
@@ -53,6 +68,8 @@ impl Store {
             staging,
             known: Mutex::default(),
             staged: Mutex::default(),
+            staged_bytes: AtomicU64::new(0),
+            early_sync: Mutex::default(),
             reused: Mutex::default(),
         })
     }
@@ -61,26 +78,70 @@ impl Store {
 impl BuildSession<'_> {
     /// Takes in a blob: found in the store with the same bytes, or staged. Safe to call from several threads.
     pub fn put(&self, bytes: &[u8]) -> Result<Stored, StoreError> {
-        let stored = |digest, put| Stored { digest, size: bytes.len() as u64, put };
-        let digest = Digest::of(bytes);
-        if !lock(&self.known).insert(digest) {
-            return Ok(stored(digest, Put::Reused));
-        }
+        let (digest, size) = (Digest::of(bytes), bytes.len() as u64);
         let name = digest.to_string();
-        if self.store.blobs.stat(&name)?.is_none() {
-            self.stage(&digest, bytes)?;
-            return Ok(stored(digest, Put::Written));
+        self.admit(digest, size, || holds(&self.store.blobs, &name, bytes), || self.stage(&digest, bytes))
+    }
+
+    /// Takes in a blob of `size` bytes that need not fit into memory: `write` writes it, `see` is shown it from begin to end.
+    pub fn put_written(
+        &self,
+        size: u64,
+        write: &mut dyn FnMut(&mut dyn MessageSink),
+        see: &mut dyn FnMut(&[u8]),
+    ) -> Result<Stored, StoreError> {
+        let path = self.staging.join(WRITTEN);
+        let file = self.staging.create_file(WRITTEN)?;
+        file.set_len(size).at("write", &path)?;
+        let mut spool = Spool::new(&file);
+        write(&mut spool);
+        spool.finish().at("write", &path)?;
+        let digest = hash_seen(&file, see).at("read", &path)?;
+        let stored = self.admit(digest, size, || self.has(&digest), || self.stage_written(&digest, size))?;
+        if stored.put == Put::Reused {
+            self.staging.unlink(WRITTEN).at("remove", path)?;
+        }
+        Ok(stored)
+    }
+
+    /// Decides what becomes of a blob: `holds` looks whether the store has it with the right bytes, `None` if it has none of
+    /// that name, and `stage` stages it.
+    fn admit(
+        &self,
+        digest: Digest,
+        size: u64,
+        holds: impl FnOnce() -> Result<Option<bool>, StoreError>,
+        stage: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<Stored, StoreError> {
+        let stored = |put| Ok(Stored { digest, size, put });
+        if !lock(&self.known).insert(digest) {
+            return stored(Put::Reused);
+        }
+        if self.store.blobs.stat(&digest.to_string())?.is_none() {
+            stage()?;
+            return stored(Put::Written);
         }
         self.lease()?.claim(&self.store.lock_shared()?, &[digest])?;
-        match holds(&self.store.blobs, &name, bytes)? {
+        match holds()? {
             Some(true) => {
                 lock(&self.reused).push(digest);
-                Ok(stored(digest, Put::Reused))
+                stored(Put::Reused)
             }
             found => {
-                self.stage(&digest, bytes)?;
-                Ok(stored(digest, if found.is_some() { Put::Replaced } else { Put::Written }))
+                stage()?;
+                stored(if found.is_some() { Put::Replaced } else { Put::Written })
             }
+        }
+    }
+
+    /// Whether the blob of that name in the store has the right bytes.
+    fn has(&self, digest: &Digest) -> Result<Option<bool>, StoreError> {
+        let name = digest.to_string();
+        match self.store.blobs.open_file(&name) {
+            Ok(file) => Ok(Some(hash(&file).at("read", self.store.blobs.join(&name))? == *digest)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(StoreError::NotAFile { what: "a symbolic link", .. }) => Ok(Some(false)),
+            Err(error) => Err(error),
         }
     }
 
@@ -145,7 +206,26 @@ impl BuildSession<'_> {
         let mut file = self.staging.create_file(&name)?;
         file.write_all(bytes).at("write", self.staging.join(&name))?;
         lock(&self.staged).push(*digest);
-        Ok(())
+        self.sync_early(bytes.len() as u64)
+    }
+
+    fn stage_written(&self, digest: &Digest, size: u64) -> Result<(), StoreError> {
+        let name = digest.to_string();
+        self.staging.rename_over(WRITTEN, &self.staging, &name).at("write", self.staging.join(&name))?;
+        lock(&self.staged).push(*digest);
+        self.sync_early(size)
+    }
+
+    /// Has the disk write what is staged while the build goes on: else it idles until [`Self::publish`], which then waits
+    /// for all of it at once. Whoever stages the byte that makes a portion full waits for the disk; others go on, also past
+    /// the next portion.
+    fn sync_early(&self, more_bytes: u64) -> Result<(), StoreError> {
+        let before = self.staged_bytes.fetch_add(more_bytes, Ordering::Relaxed);
+        let is_full = before / EARLY_SYNC_BYTES != (before + more_bytes) / EARLY_SYNC_BYTES;
+        match self.early_sync.try_lock() {
+            Ok(_syncing) if is_full => self.staging.sync_filesystem(),
+            _ => Ok(()),
+        }
     }
 
     /// Claims the staged blobs and moves them to their names. One that is there already with the right bytes stays; wrong

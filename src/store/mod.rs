@@ -24,6 +24,7 @@ mod processes;
 mod quarantine;
 mod reference_cache;
 mod sharing;
+mod spool;
 mod usage;
 
 pub use blobs::{BlobStat, Put, Stored};
