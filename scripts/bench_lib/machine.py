@@ -8,11 +8,12 @@ APT = {"mksquashfs": "squashfs-tools", "mkfs.erofs": "erofs-utils", "squashfuse_
 CARGO = {"puzzlefs": "puzzlefs --version 0.2.0", "nydusd": "nydus-rs --version 2.2.0"}
 # Commands that show a version, and how the version looks in what they print.
 VERSIONS = {
-    "puzzlefs": (["puzzlefs", "--version"], r"puzzlefs\s+v?([\w.+-]+)"),
-    "nydusd": (["nydusd", "--version"], r"Version:\s*\"?v?([\w.+-]+)"),
+    # nydusd does not know its own.
+    "puzzlefs": (["cargo", "install", "--list"], r"puzzlefs v([\w.+-]+)"),
+    "nydus": (["cargo", "install", "--list"], r"nydus-rs v([\w.+-]+)"),
     "squashfuse": (["squashfuse_ll", "--version"], r"squashfuse ([\w.-]+)"),
     "mksquashfs": (["mksquashfs", "-version"], r"mksquashfs version ([\w.-]+)"),
-    "mkfs.erofs": (["mkfs.erofs", "-V"], r"mkfs\.erofs (?:\(.*?\) )?([\w.-]+)"),
+    "mkfs.erofs": (["mkfs.erofs", "-V"], r"mkfs\.erofs \D*([\w.-]+)"),
     "valgrind": (["valgrind", "--version"], r"valgrind-([\w.-]+)"),
 }
 
