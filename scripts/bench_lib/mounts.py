@@ -1,7 +1,6 @@
 """The part `mount`: one tree on every filesystem, listed and read."""
 import os
 
-from . import trees
 from .peers import cold, made
 from .tables import column, head, median, row, spread
 from .trees import reader
@@ -63,13 +62,10 @@ def print_times(samples, differences):
 
 def print_differences(differences):
     for name, found in differences.items():
-        counts = ", ".join(f"{attribute} of {count}" for attribute, count in found["attributes"].items())
-        first = found["first"]
-        shown, tree = (dict(zip(trees.ATTRIBUTES, first[side] or [])) for side in ["shown", "tree"])
-        apart = [f"{key} {shown.get(key)} (in the tree {tree.get(key)})" for key in trees.ATTRIBUTES
-                 if shown.get(key) != tree.get(key)]
-        print(f"\n\\* {name} does not show the tree as it is: {found['entries']} entries differ: {counts}. "
-              f"The first is {first['path']}: {', '.join(apart)}")
+        print(f"\n\\* {name} does not show the tree as it is: {found['entries']:,} entries differ")
+        for attribute, where in found["attributes"].items():
+            first = where["first"]
+            print(f"  - {attribute} of {where['entries']:,}, first {first['path']}: {first['shown']}, in the tree {first['tree']}")
 
 
 def print_ratios(samples, differences):

@@ -48,18 +48,17 @@ def entries_of_tree(path):
 
 
 def difference(shown, tree):
-    """None, or how what a filesystem shows differs from the tree: in how many entries, in what, and where first."""
+    """None, or how what a filesystem shows differs from the tree: in how many entries, and for each attribute in how many and
+    where first."""
     wanted = entries_of_tree(tree.path)
     differing = [path for path in sorted(wanted.keys() | shown.keys()) if wanted.get(path) != shown.get(path)]
-    if not differing:
-        return None
-    counts, nothing = {}, [None] * len(ATTRIBUTES)
+    attributes, absent = {}, [None] * len(ATTRIBUTES)
     for path in differing:
-        for attribute, here, there in zip(ATTRIBUTES, shown.get(path, nothing), wanted.get(path, nothing)):
+        for attribute, here, there in zip(ATTRIBUTES, shown.get(path, absent), wanted.get(path, absent)):
             if here != there:
-                counts[attribute] = counts.get(attribute, 0) + 1
-    first = {"path": differing[0], "shown": shown.get(differing[0]), "tree": wanted.get(differing[0])}
-    return {"entries": len(differing), "attributes": counts, "attribute_names": ATTRIBUTES, "first": first}
+                first = {"path": path, "shown": here, "tree": there}
+                attributes.setdefault(attribute, {"entries": 0, "first": first})["entries"] += 1
+    return {"entries": len(differing), "attributes": attributes} if differing else None
 
 
 def given(path):
