@@ -4,7 +4,7 @@ import os
 from . import trees
 from .machine import drop_caches, measured, run
 from .peers import PfsPlain, cold
-from .starts import milliseconds_to_first_stat
+from .starts import first_stats
 from .tables import column, head, median, middle, row, spread
 from .trees import SyntheticStore, reader
 
@@ -40,13 +40,7 @@ def first_accesses(bench, act, points):
 def mount(bench):
     """Mount to first stat, page cache warm, of images with more and more entries."""
     points = {f"{entries:,} entries": trees.many_files(bench.work, entries) for entries in [10_000, 100_000, 1_000_000]}
-    mounts = {name: PfsPlain(bench, tree) for name, tree in points.items()}
-    for point in mounts.values():
-        point.make()
-    samples = {name: [] for name in points}
-    for _ in bench.each_round("mount"):
-        for name, point in mounts.items():
-            samples[name].append(milliseconds_to_first_stat(bench, point))
+    samples = first_stats(bench, points)
     print_curve("mount to first stat, page cache warm, ms", samples)
     return samples
 
