@@ -8,15 +8,15 @@
 //! reader random FILE [COUNT [SECONDS]] 4 KiB preads at distinct places, always the same, until one of the limits
 //! reader lookup PATH                  one lstat
 //! reader tail FILE                    open, fstat, and 4 KiB at the end
-//! reader digest DIR                   a digest of names, types, modes, owners, targets, devices and contents
+//! reader describe DIR                 what everything looks like: modes, owners, links, sizes, targets, devices, digests of files
 //! ```
 //!
-//! Prints one JSON object: `seconds`, how many entries or reads, how many bytes; `digest` prints the digest.
+//! Prints one JSON object: `seconds`, how many entries or reads, how many bytes; `describe` prints `entries`.
 
 use std::{
     error::Error,
     ffi::OsString,
-    fs::{self, File},
+    fs::{self, File, Metadata},
     io::{self, Read},
     os::unix::{
         ffi::OsStrExt,
@@ -76,7 +76,7 @@ fn run() -> Result<serde_json::Value, Failure> {
         ),
         "lookup" => timed(|| fs::symlink_metadata(path).map(|_| Done { count: 1, bytes: 0 })),
         "tail" => timed(|| read_tail(path)),
-        "digest" => Ok(json!({ "digest": digest(path)? })),
+        "describe" => Ok(json!({ "entries": describe_all(path)? })),
         other => Err(format!("there is no {other}").into()),
     }
 }
@@ -179,45 +179,52 @@ fn shuffled(count: u64) -> Vec<u64> {
     numbers
 }
 
-fn digest(root: &Path) -> io::Result<String> {
+/// Of each entry below `root`, in the order of paths: its path, and what [`describe`] tells.
+fn describe_all(root: &Path) -> io::Result<Vec<serde_json::Value>> {
     let mut paths: Vec<PathBuf> = Vec::new();
     for_each_entry(root, &mut |entry| {
         paths.push(entry.path());
         Ok(())
     })?;
     paths.sort_unstable();
-    let mut all = Sha256::new();
     let mut buffer = vec![0; READ_BYTES];
-    for path in &paths {
-        let relative = path.strip_prefix(root).expect("it was found below the root");
-        all.update(relative.as_os_str().as_bytes());
-        all.update([0]);
-        describe(path, &mut all, &mut buffer)?;
-    }
-    Ok(all.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    paths.iter().map(|path| describe(path, path.strip_prefix(root).unwrap_or(path), &mut buffer)).collect()
 }
 
-fn describe(path: &Path, all: &mut Sha256, buffer: &mut [u8]) -> io::Result<()> {
+/// Path, type and mode in octal, owner, group, names, bytes, content. Directories have neither names nor bytes here, since
+/// each filesystem counts those as it likes.
+fn describe(path: &Path, shown: &Path, buffer: &mut [u8]) -> io::Result<serde_json::Value> {
     let metadata = fs::symlink_metadata(path)?;
-    let kind = metadata.file_type();
-    all.update(format!("{:o} {} {} ", metadata.mode(), metadata.uid(), metadata.gid()));
-    if kind.is_symlink() {
-        all.update(fs::read_link(path)?.as_os_str().as_bytes());
-    } else if kind.is_file() {
-        all.update(file_digest(path, buffer)?);
-    } else if kind.is_block_device() || kind.is_char_device() {
-        all.update(metadata.rdev().to_le_bytes());
-    }
-    all.update([0]);
-    Ok(())
+    let (links, size) = if metadata.is_dir() { (0, 0) } else { (metadata.nlink(), metadata.size()) };
+    let mode = format!("{:o}", metadata.mode());
+    let content = content(path, &metadata, buffer)?;
+    Ok(json!([as_text(shown), mode, metadata.uid(), metadata.gid(), links, size, content]))
 }
 
-fn file_digest(path: &Path, buffer: &mut [u8]) -> io::Result<[u8; 32]> {
+/// The digest of a file, the target of a symbolic link, the number of a device, and nothing of anything else.
+fn content(path: &Path, metadata: &Metadata, buffer: &mut [u8]) -> io::Result<String> {
+    let kind = metadata.file_type();
+    Ok(if kind.is_symlink() {
+        as_text(&fs::read_link(path)?)
+    } else if kind.is_file() {
+        file_digest(path, buffer)?
+    } else if kind.is_block_device() || kind.is_char_device() {
+        metadata.rdev().to_string()
+    } else {
+        String::new()
+    })
+}
+
+fn as_text(path: &Path) -> String {
+    path.as_os_str().as_bytes().escape_ascii().to_string()
+}
+
+fn file_digest(path: &Path, buffer: &mut [u8]) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut contents = Sha256::new();
     loop {
         match file.read(buffer)? {
-            0 => return Ok(contents.finalize().into()),
+            0 => return Ok(contents.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
             len => contents.update(&buffer[..len]),
         }
     }

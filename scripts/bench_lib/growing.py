@@ -1,0 +1,88 @@
+"""The part `growth`: how costs grow over three sizes of what they could depend on."""
+import os
+
+from . import trees
+from .machine import drop_caches, measured, run
+from .peers import PfsPlain, cold
+from .starts import first_stats
+from .tables import column, head, median, middle, row, spread
+from .trees import SyntheticStore, reader
+
+CHUNKS = 5_000
+# Images and blobs.
+STORES = [(333, 50_000), (667, 100_000), (2_000, 300_000)]
+
+
+def access(bench):
+    """The first lookup in a directory, and the first read at the end of a file, of a fresh mount."""
+    work = bench.work
+    lookups = [(f"{entries:,} entries", trees.one_directory(work, entries), f"f{entries // 2:06}")
+               for entries in [1_000, 10_000, 100_000]]
+    tails = [(f"{size // 1_000_000:,} MB", trees.sparse_file(work, size), "data")
+             for size in [200_000_000, 2_000_000_000, 20_000_000_000]]
+    return {"lookup": first_accesses(bench, "lookup", lookups), "tail": first_accesses(bench, "tail", tails)}
+
+
+def first_accesses(bench, act, points):
+    samples = {name: [] for name, _, _ in points}
+    mounts = {name: PfsPlain(bench, tree) for name, tree, _ in points}
+    for mount in mounts.values():
+        mount.make()
+    for _ in bench.each_round(act):
+        for name, _, path in points:
+            with cold(bench, mounts[name]):
+                seconds = reader(act, os.path.join(mounts[name].path(), path))["seconds"]
+                samples[name].append(seconds * 1000)
+    print_curve(f"{act}, page cache dropped, ms", samples)
+    return samples
+
+
+def mount(bench):
+    """Mount to first stat, page cache warm, of images with more and more entries."""
+    points = {f"{entries:,} entries": trees.many_files(bench.work, entries) for entries in [10_000, 100_000, 1_000_000]}
+    samples = first_stats(bench, points)
+    print_curve("mount to first stat, page cache warm, ms", samples)
+    return samples
+
+
+def stores(bench):
+    """Collecting and deleting in larger and larger stores, tags in proportion."""
+    points = {f"{blobs:,} blobs": SyntheticStore(bench.work, images, CHUNKS, blobs) for images, blobs in STORES}
+    curves = {act: {name: [] for name in points} for act in ACTS}
+    for _ in bench.each_round("stores"):
+        for name, store in points.items():
+            for act, once in ACTS.items():
+                curves[act][name].append(once(bench, store))
+    for act, samples in curves.items():
+        print_curve(act + ", s", {name: column(rounds, "seconds") for name, rounds in samples.items()})
+        print_curve(act + ", peak MiB", {name: column(rounds, "peak_mib") for name, rounds in samples.items()})
+    return curves
+
+
+def collect_cold(bench, store):
+    store.forget()
+    drop_caches()
+    return measured(bench.pfs, "gc", "-n", store.path)
+
+
+def collect_cached(bench, store):
+    run(bench.pfs, "gc", "-q", "--now", store.path)
+    return measured(bench.pfs, "gc", "-n", store.path)
+
+
+def delete_one(bench, store):
+    return measured(bench.pfs, "delete", "-q", *store.oldest())
+
+
+# In this order: a collection remembers what the next two need.
+ACTS = {"gc -n, page cache dropped, nothing remembered": collect_cold, "gc -n, with its cache": collect_cached,
+        "delete of one tag": delete_one}
+
+
+def print_curve(title, samples):
+    head(title, *samples, "growth")
+    ends = [median(values) for values in [*samples.values()]]
+    growth = f"{ends[-1] / ends[0]:.1f}" if all(ends) else "-"
+    digits = 0 if "MiB" in title else 2
+    cell = middle if "MiB" in title else spread
+    row("", *(cell(values, digits) for values in samples.values()), growth)
