@@ -137,28 +137,26 @@ impl DeletePlan {
 
     /// Takes the names away, if everything is still as it was decided on, leases included: mounting waits for the lock.
     fn untag(&self, store: &Store, now_seconds: i64) -> Result<(), DeleteError> {
-        let guard = store.lock_exclusive()?;
-        let leases = store.leases()?;
-        let pins: Vec<Pin> = store.pins()?.into_iter().filter(|pin| !pin.is_over(now_seconds)).collect();
-        let wanted: Vec<(Selector, Digest)> =
-            self.targets.iter().map(|target| (target.selector.clone(), target.digest)).collect();
-        store.remove_entries(&guard, |index| -> Result<_, DeleteError> {
-            let now = request::resolve(
-                index,
-                &wanted.iter().map(|(selector, _)| selector.clone()).collect::<Vec<_>>(),
-                &self.options,
-            )?;
-            let same = now.iter().map(|target| target.digest).eq(self.targets.iter().map(|target| target.digest));
-            let places = |targets: &[Target]| targets.iter().map(|target| target.places.len()).collect::<Vec<_>>();
-            if !same || places(&now) != places(&self.targets) {
-                return Err(DeleteError::Changed);
-            }
-            let places: Vec<usize> = now.iter().flat_map(|target| target.places.iter().copied()).collect();
+        store.remove_entries(|index| {
+            let leases = store.leases()?;
+            let pins: Vec<Pin> = store.pins()?.into_iter().filter(|pin| !pin.is_over(now_seconds)).collect();
+            let targets = self.same_targets(index)?;
+            let places = places_of(&targets);
             let edited = index.without(&places);
             let holders = Holders { edited: &edited, graph: self.graph.as_ref(), leases: &leases, pins: &pins };
-            conflict::check(&now, &holders, &self.options)?;
+            conflict::check(&targets, &holders, &self.options)?;
             Ok(places)
         })
+    }
+
+    /// The targets in an index that may have changed since, if they are still the same.
+    fn same_targets(&self, index: &IndexDocument) -> Result<Vec<Target>, DeleteError> {
+        let selectors: Vec<Selector> = self.targets.iter().map(|target| target.selector.clone()).collect();
+        let now = request::resolve(index, &selectors, &self.options)?;
+        let shape = |targets: &[Target]| -> Vec<_> {
+            targets.iter().map(|target| (target.digest, target.places.len())).collect()
+        };
+        if shape(&now) == shape(&self.targets) { Ok(now) } else { Err(DeleteError::Changed) }
     }
 
     fn free(

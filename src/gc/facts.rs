@@ -199,6 +199,16 @@ impl Marks {
         Ok(Stamp::of(&self.stamp.index, &others, &store.leases()?, &store.pins()?) == self.stamp)
     }
 
+    /// Makes the indexes durable that these marks were derived from, or newer ones, which then are found to be others. What
+    /// goes for good before that could be needed again after a failure of the machine that brings an older index back.
+    pub fn settle(&self, store: &Store) -> Result<(), GcError> {
+        store.settle_index()?;
+        for other in store.other_layouts()? {
+            other.settle_index()?;
+        }
+        Ok(())
+    }
+
     /// For each blob number of the graph, whether an entry of an index needs it.
     pub fn needed_by_entries(&self) -> Vec<bool> {
         let roots = self.graph.roots().iter();
