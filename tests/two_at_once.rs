@@ -241,6 +241,23 @@ fn a_build_loses_nothing_to_a_collection() {
     );
 }
 
+/// What it has written aside when it lets the lock go is its own.
+#[test]
+fn a_delete_under_way_is_not_disturbed_by_a_collection() {
+    at_each_call(
+        6,
+        |ground| vec!["delete".into(), "--keep-blobs".into(), ground.image("one")],
+        |ground, delete, call, nth| {
+            let collect = ["gc", "--now", "--min-age", "0", ground.path()];
+            let (delete, collect) = ground.both(delete, call, nth, &collect);
+            must(&delete);
+            must(&collect);
+            assert!(!ground.store.tags().contains(&"one".into()));
+            assert_eq!(ground.store.staged(), [""; 0]);
+        },
+    );
+}
+
 #[test]
 fn of_two_collections_the_second_leaves() {
     let mut left = 0;
