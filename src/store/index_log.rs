@@ -68,20 +68,20 @@ impl Store {
 
     /// The texts in the log that can still be read, newest first. A torn or foreign note is passed over: the log
     /// never authorises keeping or freeing what the indexes themselves do not.
-    pub fn index_notes(&self) -> Result<Vec<IndexNote>, StoreError> {
-        let Some(log) = self.existing_state_sub(&self.log_name())? else { return Ok(Vec::new()) };
-        let names = note_names(&log)?;
-        let notes = names.iter().rev().filter_map(|name| {
-            let bytes = log.read_small(name).ok()?;
+    pub fn index_notes(&self) -> Result<impl Iterator<Item = IndexNote>, StoreError> {
+        let log = self.existing_state_sub(&self.log_name())?;
+        let names = log.as_ref().map(note_names).transpose()?.unwrap_or_default();
+        let read = move |name: String| {
+            let bytes = log.as_ref()?.read_small(&name).ok()?;
             let digest = Digest::of(&bytes);
             name.ends_with(&digest.to_string()).then_some(IndexNote { bytes, digest })
-        });
-        Ok(notes.collect())
+        };
+        Ok(names.into_iter().rev().filter_map(read))
     }
 
     /// The same, parsed.
     pub fn index_history(&self) -> Result<Vec<IndexDocument>, StoreError> {
-        Ok(self.index_notes()?.iter().filter_map(|note| IndexDocument::parse(&note.bytes).ok()).collect())
+        Ok(self.index_notes()?.filter_map(|note| IndexDocument::parse(&note.bytes).ok()).collect())
     }
 }
 
