@@ -114,10 +114,9 @@ impl DeletePlan {
         watch: &dyn Observer,
     ) -> Result<(GcPlan, Vec<KeptBytes>), GcError> {
         let roots = Roots::Supposed { index: &self.edited, unpinned: &self.unpinned };
-        let mut facts = Facts::gather(store, roots, now_seconds, watch)?;
-        facts.released.extend(&self.scope);
+        let facts = self.facts(store, roots, now_seconds, watch)?;
         let kept = kept(&facts.marks.graph, &self.scope, &facts);
-        Ok((gc::plan(facts, self.policy(), now_seconds), kept))
+        Ok((gc::plan(facts, Policy::default(), now_seconds), kept))
     }
 
     /// Untags, then frees what nothing else needs.
@@ -166,17 +165,26 @@ impl DeletePlan {
         watch: &dyn Observer,
         report: &mut DeleteReport,
     ) -> Result<(), GcError> {
-        let mut facts = Facts::gather(store, Roots::Current, now_seconds, watch)?;
-        facts.released.extend(&self.scope);
+        let facts = self.facts(store, Roots::Current, now_seconds, watch)?;
         report.kept = kept(&facts.marks.graph, &self.scope, &facts);
-        let plan = gc::plan(facts, self.policy(), now_seconds);
+        let plan = gc::plan(facts, Policy::default(), now_seconds);
         report.evidence = plan.evidence().to_vec();
         report.freed = gc::apply(plan, store, now_seconds, watch)?;
         Ok(())
     }
 
-    fn policy(&self) -> Policy {
-        Policy { scope: Scope::Only(self.scope.clone()), ..Policy::default() }
+    /// What a plan needs that frees what was deleted. That was published once, so nobody is still uploading it.
+    fn facts(
+        &self,
+        store: &Store,
+        roots: Roots<'_>,
+        now_seconds: i64,
+        watch: &dyn Observer,
+    ) -> Result<Facts, GcError> {
+        let scope = Scope::Only(self.scope.clone());
+        let mut facts = Facts::gather_of(store, roots, scope, now_seconds, watch)?;
+        facts.released.extend(&self.scope);
+        Ok(facts)
     }
 }
 
@@ -221,12 +229,12 @@ fn needed_by(store: &Store, index: &IndexDocument, targets: &[Target]) -> HashSe
 /// Which of the blobs in `scope` stay, and what needs them. A blob that several roots need is counted for the first.
 fn kept(graph: &ImageGraph, scope: &HashSet<Digest>, facts: &Facts) -> Vec<KeptBytes> {
     let mut rows: BTreeMap<(RootOrder, String), u64> = BTreeMap::new();
-    let mut counted = vec![false; graph.len()];
+    let mut is_wanted = vec![false; graph.len()];
+    scope.iter().filter_map(|digest| graph.find(digest)).for_each(|blob| is_wanted[blob as usize] = true);
     for (root, node) in graph.roots() {
         for blob in graph.closure(&[*node]).0 {
-            let digest = graph.digest(blob);
-            if scope.contains(&digest) && !std::mem::replace(&mut counted[blob as usize], true) {
-                let size = facts.inventory.get(&digest).map_or(0, |stat| stat.size);
+            if std::mem::replace(&mut is_wanted[blob as usize], false) {
+                let size = facts.inventory.get(&graph.digest(blob)).map_or(0, |stat| stat.size);
                 *rows.entry((RootOrder::of(&root.origin), root.origin.to_string())).or_default() += size;
             }
         }
