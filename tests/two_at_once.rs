@@ -286,6 +286,7 @@ fn a_mount_reads_though_a_delete_was_under_way() {
             assert!(matches!(mount.status.code(), Some(0 | 12)), "{}", stderr(&mount));
             assert_eq!(mount.status.success(), ground.is_mounted());
             if ground.is_mounted() {
+                assert!(ground.store.tags().contains(&"one".into()), "it was untagged while it was mounted");
                 must(&pfs(&["gc", "--now", "--min-age", "0", ground.path()]));
                 ground.assert_mount_reads("one");
             }

@@ -174,13 +174,7 @@ impl DeletePlan {
     }
 
     /// What a plan needs that frees what was deleted. That was published once, so nobody is still uploading it.
-    fn facts(
-        &self,
-        store: &Store,
-        roots: Roots<'_>,
-        now_seconds: i64,
-        watch: &dyn Observer,
-    ) -> Result<Facts, GcError> {
+    fn facts(&self, store: &Store, roots: Roots<'_>, now_seconds: i64, watch: &dyn Observer) -> Result<Facts, GcError> {
         let scope = Scope::Only(self.scope.clone());
         let mut facts = Facts::gather_of(store, roots, scope, now_seconds, watch)?;
         facts.released.extend(&self.scope);
