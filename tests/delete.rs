@@ -427,3 +427,17 @@ fn a_killed_mount_protects_nothing_and_its_lease_is_tidied() {
     assert_eq!(common::names_in(&store.path.join(".pfs/leases")), [""; 0]);
     assert_sound(&store);
 }
+
+/// A delete looks closely at what the image needed only, but an upload elsewhere in the store may rely on that.
+#[test]
+fn what_is_freed_waits_where_blobs_of_no_image_may_be_an_upload() {
+    let store = images(&["one", "two"]);
+    let orphan = store.put(b"somebody's upload");
+    let (said, _) = delete(&["-n", &reference(&store, "one")], 0);
+    assert!(said.contains("1 young blobs"), "{said}");
+    let (said, _) = delete(&[&reference(&store, "one")], 0);
+    assert!(said.contains("1 young blobs"), "{said}");
+    assert!(!store.quarantined().unwrap().is_empty());
+    assert!(store.blobs().contains(&orphan));
+    assert_sound(&store);
+}

@@ -1,12 +1,12 @@
 //! The protocol as a small model, and every schedule of it.
 //!
 //! Three blobs and two images: `OLD` needs blobs 0 and 1 and is tagged, `NEW` needs 0 and 2 and is being built, 2 being garbage
-//! that lies there already. Somebody deletes `OLD`, another program may bring its entry back, somebody mounts one of them, and
-//! a collector runs twice, with an age and a hold of zero. Every process may be killed between any two steps.
+//! that lies there already. Somebody deletes `OLD` unless it is mounted, another program may bring its entry back, somebody
+//! mounts one of them, and a collector runs twice, with an age and a hold of zero. Every process may be killed between any two steps.
 //!
 //! The steps are those of the code, one for each moment at which others can come between:
 //! `BuildSession::put` and `publish` in `src/store/build_session.rs`, `lease_and_load` in `src/mount/serve.rs`,
-//! `DeletePlan::untag` in `src/delete/mod.rs`, `Marks::gather` and `are_current` in `src/gc/facts.rs`, and `Run` in
+//! `DeletePlan::untag` in `src/delete/mod.rs` and `remove_entries` in `src/store/index.rs`, `Marks::gather` and `are_current` in `src/gc/facts.rs`, and `Run` in
 //! `src/gc/apply.rs`, with a batch of one blob. Each rule of the protocol can be left out; the search then has to find what
 //! goes wrong, which shows that it can.
 
@@ -35,6 +35,10 @@ struct Rules {
     quarantines: bool,
     /// A builder holds the lock from the claim of what it staged until the index is written.
     publishes_under_lock: bool,
+    /// A deleter compares the index with the one that it prepared the change of.
+    compares_before_swap: bool,
+    /// A deleter looks at the leases again when it has the lock.
+    looks_at_leases_under_lock: bool,
 }
 
 const RULES: Rules = Rules {
@@ -45,6 +49,8 @@ const RULES: Rules = Rules {
     leases_before_index: true,
     quarantines: true,
     publishes_under_lock: true,
+    compares_before_swap: true,
+    looks_at_leases_under_lock: true,
 };
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -83,6 +89,14 @@ enum Mounter {
     Tell(u8),
     Unlock,
     Mounted,
+    Done,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Deleter {
+    Stage,
+    /// The new index is written aside. This is what the old one was.
+    Swap(u8),
     Done,
 }
 
@@ -136,7 +150,9 @@ struct State {
     mounter: Mounter,
     lease: Lease,
     mounted: Option<u8>,
-    deleter: Once,
+    deleter: Deleter,
+    /// The tag of an image was taken away while it was mounted.
+    untagged_mounted: bool,
     foreign: Once,
     collector: Collector,
     rounds: u8,
@@ -163,7 +179,8 @@ const START: State = State {
     mounter: Mounter::Lock,
     lease: Lease::None,
     mounted: None,
-    deleter: Once::Ready,
+    deleter: Deleter::Stage,
+    untagged_mounted: false,
     foreign: Once::Ready,
     collector: Collector::ReadIndex(Then::Plan),
     rounds: 2,
@@ -191,7 +208,7 @@ impl State {
         let mut steps = Vec::new();
         steps.extend(self.build(rules));
         steps.extend(self.mount(rules));
-        steps.extend(self.delete());
+        steps.extend(self.delete(rules));
         steps.extend(self.bring_back());
         steps.extend(self.collect(rules));
         steps.extend(self.kill());
@@ -318,14 +335,42 @@ impl State {
         self.shared &= !MOUNTER;
     }
 
-    fn delete(&self) -> Option<Step> {
-        let may = self.deleter == Once::Ready && !self.exclusive;
-        may.then_some(("somebody deletes OLD", State { deleter: Once::Done, index: self.index & !(1 << OLD), ..*self }))
+    /// Staging takes the lock shared and lets it go; the swap has it exclusively for one step.
+    fn delete(&self, rules: &Rules) -> Option<Step> {
+        let mut next = *self;
+        let is_held = self.lease == Lease::Of(OLD);
+        let what = match self.deleter {
+            Deleter::Stage if self.exclusive => return None,
+            Deleter::Stage if is_held => {
+                next.deleter = Deleter::Done;
+                "deleter finds OLD mounted"
+            }
+            Deleter::Stage => {
+                next.deleter = Deleter::Swap(self.index);
+                "deleter writes an index without OLD aside"
+            }
+            Deleter::Swap(_) if self.exclusive || self.shared != 0 => return None,
+            Deleter::Swap(_) if is_held && rules.looks_at_leases_under_lock => {
+                next.deleter = Deleter::Done;
+                "deleter finds OLD mounted after all"
+            }
+            Deleter::Swap(before) if before != self.index && rules.compares_before_swap => {
+                next.deleter = Deleter::Stage;
+                "deleter finds another index"
+            }
+            Deleter::Swap(before) => {
+                (next.index, next.deleter) = (before & !(1 << OLD), Deleter::Done);
+                next.untagged_mounted = self.mounted == Some(OLD);
+                "deleter swaps the index"
+            }
+            Deleter::Done => return None,
+        };
+        Some((what, next))
     }
 
     /// Another program knows no lock. It brings back an entry whose blobs it has seen.
     fn bring_back(&self) -> Option<Step> {
-        let may = self.foreign == Once::Ready && self.deleter == Once::Done;
+        let may = self.foreign == Once::Ready && self.deleter == Deleter::Done;
         may.then_some((
             "another program brings OLD back",
             State { foreign: Once::Done, index: self.index | 1 << OLD, ..*self },
@@ -465,6 +510,7 @@ impl State {
             }
         };
         add(self.builder != Builder::Done, "builder is killed", State::end_build);
+        add(self.deleter != Deleter::Done, "deleter is killed", |state| state.deleter = Deleter::Done);
         add(self.mounter != Mounter::Done, "mounter is killed", State::end_mount);
         add(self.collector != Collector::Done, "collector is killed", State::end_round);
         steps
@@ -478,6 +524,8 @@ impl State {
                 Some("a mounted image cannot be read")
             }
             () if self.published && lacks(NEEDS[usize::from(NEW)]) => Some("a published image has lost a blob"),
+            () if self.published && self.index & 1 << NEW == 0 => Some(ENTRY_LOST),
+            () if self.untagged_mounted => Some(UNTAGGED),
             () if self.exclusive && self.shared != 0 => Some("the lock is held both ways"),
             () => None,
         }
@@ -512,6 +560,8 @@ fn assert_breaks(rules: &Rules, problem: &str) {
 
 const UNREADABLE: &str = "a mounted image cannot be read";
 const LOST: &str = "a published image has lost a blob";
+const ENTRY_LOST: &str = "a published image has lost its entry";
+const UNTAGGED: &str = "a mounted image has lost its tag";
 
 #[test]
 fn no_schedule_loses_a_published_or_a_mounted_image() {
@@ -547,6 +597,16 @@ fn a_mount_without_a_lease_from_the_start_loses() {
 #[test]
 fn a_builder_that_publishes_without_claim_and_lock_loses() {
     assert_breaks(&Rules { publishes_under_lock: false, ..RULES }, LOST);
+}
+
+#[test]
+fn a_deleter_that_does_not_compare_before_it_swaps_loses_what_others_have_published() {
+    assert_breaks(&Rules { compares_before_swap: false, ..RULES }, ENTRY_LOST);
+}
+
+#[test]
+fn a_deleter_that_looks_at_the_leases_only_before_it_has_the_lock_untags_what_is_mounted() {
+    assert_breaks(&Rules { looks_at_leases_under_lock: false, ..RULES }, UNTAGGED);
 }
 
 /// What the quarantine is for: neither the lock nor the marks bind other programs.

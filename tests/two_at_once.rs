@@ -241,6 +241,23 @@ fn a_build_loses_nothing_to_a_collection() {
     );
 }
 
+/// What it has written aside when it lets the lock go is its own.
+#[test]
+fn a_delete_under_way_is_not_disturbed_by_a_collection() {
+    at_each_call(
+        6,
+        |ground| vec!["delete".into(), "--keep-blobs".into(), ground.image("one")],
+        |ground, delete, call, nth| {
+            let collect = ["gc", "--now", "--min-age", "0", ground.path()];
+            let (delete, collect) = ground.both(delete, call, nth, &collect);
+            must(&delete);
+            must(&collect);
+            assert!(!ground.store.tags().contains(&"one".into()));
+            assert_eq!(ground.store.staged(), [""; 0]);
+        },
+    );
+}
+
 #[test]
 fn of_two_collections_the_second_leaves() {
     let mut left = 0;
@@ -269,6 +286,7 @@ fn a_mount_reads_though_a_delete_was_under_way() {
             assert!(matches!(mount.status.code(), Some(0 | 12)), "{}", stderr(&mount));
             assert_eq!(mount.status.success(), ground.is_mounted());
             if ground.is_mounted() {
+                assert!(ground.store.tags().contains(&"one".into()), "it was untagged while it was mounted");
                 must(&pfs(&["gc", "--now", "--min-age", "0", ground.path()]));
                 ground.assert_mount_reads("one");
             }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use pfs::{
-    gc::{self, Facts, GcPlan, GcReport, GcSummary, Hold, Holder, Policy, Roots, Scope, Verdict},
+    gc::{self, Facts, GcPlan, GcReport, GcSummary, Hold, Holder, Policy, Roots, Verdict},
     graph::RootOrigin,
     name::ByteCount,
     store::{LeaseState, Store},
@@ -127,7 +127,6 @@ fn collect(context: &Context, args: &Args, path: &Path, documents: &mut Vec<serd
         min_age_seconds: args.min_age.as_secs(),
         max_freed: args.max_freed.map(|size| size.0),
         hold: if args.now { Hold::Seconds(0) } else { args.hold },
-        scope: Scope::Store,
     };
     let now = context.now_seconds();
     let facts = Facts::gather(&store, Roots::Current, now, &watch)?;

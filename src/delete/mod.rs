@@ -114,10 +114,9 @@ impl DeletePlan {
         watch: &dyn Observer,
     ) -> Result<(GcPlan, Vec<KeptBytes>), GcError> {
         let roots = Roots::Supposed { index: &self.edited, unpinned: &self.unpinned };
-        let mut facts = Facts::gather(store, roots, now_seconds, watch)?;
-        facts.released.extend(&self.scope);
+        let facts = self.facts(store, roots, now_seconds, watch)?;
         let kept = kept(&facts.marks.graph, &self.scope, &facts);
-        Ok((gc::plan(facts, self.policy(), now_seconds), kept))
+        Ok((gc::plan(facts, Policy::default(), now_seconds), kept))
     }
 
     /// Untags, then frees what nothing else needs.
@@ -137,28 +136,26 @@ impl DeletePlan {
 
     /// Takes the names away, if everything is still as it was decided on, leases included: mounting waits for the lock.
     fn untag(&self, store: &Store, now_seconds: i64) -> Result<(), DeleteError> {
-        let guard = store.lock_exclusive()?;
-        let leases = store.leases()?;
-        let pins: Vec<Pin> = store.pins()?.into_iter().filter(|pin| !pin.is_over(now_seconds)).collect();
-        let wanted: Vec<(Selector, Digest)> =
-            self.targets.iter().map(|target| (target.selector.clone(), target.digest)).collect();
-        store.remove_entries(&guard, |index| -> Result<_, DeleteError> {
-            let now = request::resolve(
-                index,
-                &wanted.iter().map(|(selector, _)| selector.clone()).collect::<Vec<_>>(),
-                &self.options,
-            )?;
-            let same = now.iter().map(|target| target.digest).eq(self.targets.iter().map(|target| target.digest));
-            let places = |targets: &[Target]| targets.iter().map(|target| target.places.len()).collect::<Vec<_>>();
-            if !same || places(&now) != places(&self.targets) {
-                return Err(DeleteError::Changed);
-            }
-            let places: Vec<usize> = now.iter().flat_map(|target| target.places.iter().copied()).collect();
+        store.remove_entries(|index| {
+            let leases = store.leases()?;
+            let pins: Vec<Pin> = store.pins()?.into_iter().filter(|pin| !pin.is_over(now_seconds)).collect();
+            let targets = self.same_targets(index)?;
+            let places = places_of(&targets);
             let edited = index.without(&places);
             let holders = Holders { edited: &edited, graph: self.graph.as_ref(), leases: &leases, pins: &pins };
-            conflict::check(&now, &holders, &self.options)?;
+            conflict::check(&targets, &holders, &self.options)?;
             Ok(places)
         })
+    }
+
+    /// The targets in an index that may have changed since, if they are still the same.
+    fn same_targets(&self, index: &IndexDocument) -> Result<Vec<Target>, DeleteError> {
+        let selectors: Vec<Selector> = self.targets.iter().map(|target| target.selector.clone()).collect();
+        let now = request::resolve(index, &selectors, &self.options)?;
+        let shape = |targets: &[Target]| -> Vec<_> {
+            targets.iter().map(|target| (target.digest, target.places.len())).collect()
+        };
+        if shape(&now) == shape(&self.targets) { Ok(now) } else { Err(DeleteError::Changed) }
     }
 
     fn free(
@@ -168,17 +165,20 @@ impl DeletePlan {
         watch: &dyn Observer,
         report: &mut DeleteReport,
     ) -> Result<(), GcError> {
-        let mut facts = Facts::gather(store, Roots::Current, now_seconds, watch)?;
-        facts.released.extend(&self.scope);
+        let facts = self.facts(store, Roots::Current, now_seconds, watch)?;
         report.kept = kept(&facts.marks.graph, &self.scope, &facts);
-        let plan = gc::plan(facts, self.policy(), now_seconds);
+        let plan = gc::plan(facts, Policy::default(), now_seconds);
         report.evidence = plan.evidence().to_vec();
         report.freed = gc::apply(plan, store, now_seconds, watch)?;
         Ok(())
     }
 
-    fn policy(&self) -> Policy {
-        Policy { scope: Scope::Only(self.scope.clone()), ..Policy::default() }
+    /// What a plan needs that frees what was deleted. That was published once, so nobody is still uploading it.
+    fn facts(&self, store: &Store, roots: Roots<'_>, now_seconds: i64, watch: &dyn Observer) -> Result<Facts, GcError> {
+        let scope = Scope::Only(self.scope.clone());
+        let mut facts = Facts::gather_of(store, roots, scope, now_seconds, watch)?;
+        facts.released.extend(&self.scope);
+        Ok(facts)
     }
 }
 
@@ -223,12 +223,12 @@ fn needed_by(store: &Store, index: &IndexDocument, targets: &[Target]) -> HashSe
 /// Which of the blobs in `scope` stay, and what needs them. A blob that several roots need is counted for the first.
 fn kept(graph: &ImageGraph, scope: &HashSet<Digest>, facts: &Facts) -> Vec<KeptBytes> {
     let mut rows: BTreeMap<(RootOrder, String), u64> = BTreeMap::new();
-    let mut counted = vec![false; graph.len()];
+    let mut is_wanted = vec![false; graph.len()];
+    scope.iter().filter_map(|digest| graph.find(digest)).for_each(|blob| is_wanted[blob as usize] = true);
     for (root, node) in graph.roots() {
         for blob in graph.closure(&[*node]).0 {
-            let digest = graph.digest(blob);
-            if scope.contains(&digest) && !std::mem::replace(&mut counted[blob as usize], true) {
-                let size = facts.inventory.get(&digest).map_or(0, |stat| stat.size);
+            if std::mem::replace(&mut is_wanted[blob as usize], false) {
+                let size = facts.inventory.get(&graph.digest(blob)).map_or(0, |stat| stat.size);
                 *rows.entry((RootOrder::of(&root.origin), root.origin.to_string())).or_default() += size;
             }
         }

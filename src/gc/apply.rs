@@ -4,6 +4,8 @@
 //! the plan. So every batch first compares index and leases with the stamp of the marks, under the lock that mounts and
 //! builds take shared. If they are others, the lock is let go, everything is walked again, and the batch begins anew. What other
 //! programs write in spite of the lock is caught by a last look before the purge, when all of it can still go back.
+//!
+//! Nothing that is done under the lock waits for the disk, so that others wait for milliseconds only.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +13,7 @@ use super::{Facts, GcError, GcPlan, GcReport, Marks, PlannedBlob, Policy, Roots,
 use crate::{
     name::Digest,
     observe::{Event, Observer},
-    store::{ExclusiveGuard, QuarantinedBlob, Store},
+    store::{ExclusiveGuard, QuarantinedBlob, StaleStaging, Store},
 };
 
 /// After so long in one go the lock is let go, so that mounts and builds need not wait. Each step under it is a handful of
@@ -51,7 +53,7 @@ pub fn apply(plan: GcPlan, store: &Store, now_seconds: i64, watch: &dyn Observer
     }
     run.purge(quarantined)?;
     store.log_index(&store.index()?)?;
-    run.tidy(&plan.stale.iter().map(|stale| stale.name.clone()).collect::<Vec<_>>())?;
+    run.tidy(&plan.stale)?;
     store.save_references(&collector);
     Ok(run.report)
 }
@@ -115,7 +117,7 @@ impl<'s> Run<'s> {
             return Err(GcError::Restless);
         }
         self.marks = Marks::gather(self.store, Roots::Current, self.now_seconds)?;
-        Ok(())
+        self.marks.settle(self.store)
     }
 
     /// Moves what is still not needed into quarantine, and gives what was moved.
@@ -166,8 +168,12 @@ impl<'s> Run<'s> {
     }
 
     /// Removes the pins that ended mounts have left behind. They may be the last names of blobs, so the marks have to be as
-    /// current as for a purge.
+    /// current and as durable as for a purge.
     fn remove_stale_pins(&mut self, manifests: &[Digest]) -> Result<(), GcError> {
+        if manifests.is_empty() {
+            return Ok(());
+        }
+        self.marks.settle(self.store)?;
         for manifest in manifests {
             let pinned = self.store.pinned_by(manifest)?;
             let mut turns = pinned.chunks(PINS_PER_TURN);
@@ -188,7 +194,11 @@ impl<'s> Run<'s> {
 
     /// Restores what is needed by now, and unlinks the rest.
     fn purge(&mut self, quarantined: Vec<QuarantinedBlob>) -> Result<(), GcError> {
+        if quarantined.is_empty() {
+            return Ok(());
+        }
         self.watch.event(Event::Phase("freeing"));
+        self.marks.settle(self.store)?;
         let mut left = quarantined.iter().peekable();
         while left.peek().is_some() {
             let guard = self.lock_with_current_marks()?;
@@ -207,19 +217,54 @@ impl<'s> Run<'s> {
     }
 
     /// Removes what dead owners have left behind.
-    fn tidy(&mut self, stale: &[String]) -> Result<(), GcError> {
-        let guard = self.store.lock_exclusive()?;
-        for name in stale {
-            self.report.freed_bytes += self.store.remove_stale_staging(&guard, name)?;
+    fn tidy(&mut self, stale: &[StaleStaging]) -> Result<(), GcError> {
+        for stale in stale {
+            self.remove_stale_staging(&stale.name)?;
         }
-        for lease in self.store.leases()?.iter().filter(|lease| !lease.live) {
-            self.store.remove_dead_lease(&lease.id)?;
-            self.report.dead_leases += 1;
+        self.remove_dead_leases()?;
+        self.remove_pins_that_are_over()?;
+        self.store.remove_empty_epochs(&self.store.lock_exclusive()?)?;
+        Ok(())
+    }
+
+    fn remove_stale_staging(&mut self, name: &str) -> Result<(), GcError> {
+        let mut is_done = false;
+        while !is_done {
+            let guard = self.store.lock_exclusive()?;
+            let turn = Turn::begin();
+            let freed_bytes;
+            (freed_bytes, is_done) = self.store.remove_stale_staging(&guard, name, || turn.goes_on())?;
+            self.report.freed_bytes += freed_bytes;
         }
-        for pin in self.store.pins()?.iter().filter(|pin| pin.is_over(self.now_seconds)) {
-            self.store.unpin(&pin.digest)?;
+        Ok(())
+    }
+
+    fn remove_dead_leases(&mut self) -> Result<(), GcError> {
+        let leases = self.store.leases()?;
+        let mut dead = leases.iter().filter(|lease| !lease.live).peekable();
+        while dead.peek().is_some() {
+            let _guard = self.store.lock_exclusive()?;
+            let turn = Turn::begin();
+            while let Some(lease) = dead.next_if(|_| turn.goes_on()) {
+                self.report.dead_leases += u64::from(self.store.remove_dead_lease(&lease.id)?);
+            }
         }
-        self.store.remove_empty_epochs(&guard)?;
+        Ok(())
+    }
+
+    /// Looks at them anew in each turn: whoever pins again holds the lock shared.
+    fn remove_pins_that_are_over(&mut self) -> Result<(), GcError> {
+        let mut is_done = false;
+        while !is_done {
+            let _guard = self.store.lock_exclusive()?;
+            let pins = self.store.pins()?;
+            let turn = Turn::begin();
+            let mut over = pins.iter().filter(|pin| pin.is_over(self.now_seconds)).peekable();
+            while let Some(pin) = over.next_if(|_| turn.goes_on()) {
+                self.store.unpin(&pin.digest)?;
+            }
+            is_done = over.peek().is_none();
+        }
         Ok(())
     }
 }

@@ -13,6 +13,25 @@ use crate::{
     },
 };
 
+/// Which blobs a plan is about.
+#[derive(Debug, Clone)]
+pub enum Scope {
+    /// All of them.
+    Store,
+    /// Only these: what a deleted image needed.
+    Only(HashSet<Digest>),
+}
+
+impl Scope {
+    /// Whether it has this blob.
+    pub fn has(&self, digest: &Digest) -> bool {
+        match self {
+            Self::Store => true,
+            Self::Only(digests) => digests.contains(digest),
+        }
+    }
+}
+
 /// Why nothing was collected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -79,7 +98,7 @@ pub fn check_collectable(store: &Store) -> Result<(), GcError> {
 pub struct Facts {
     /// What is needed, and as of when.
     pub marks: Marks,
-    /// What lies in the blob directory.
+    /// What lies in the blob directory. Of what is outside the scope, only what nothing needs.
     pub inventory: Inventory,
     /// What lies in quarantine.
     pub quarantined: Vec<QuarantinedBlob>,
@@ -89,6 +108,8 @@ pub struct Facts {
     pub stale_pins: StalePins,
     /// Traces of other writers in the layout.
     pub traces: ForeignTraces,
+    /// Which blobs the facts are about.
+    pub scope: Scope,
     /// Blobs that an index we have seen did need: they were published once, so nobody is still uploading them.
     pub released: HashSet<Digest>,
 }
@@ -135,13 +156,25 @@ pub enum Roots<'i> {
 }
 
 impl Facts {
-    /// Gathers the facts. Writes nothing. Fails if anything that a root needs cannot be read.
+    /// Gathers the facts of the whole store. Writes nothing. Fails if anything that a root needs cannot be read.
     pub fn gather(store: &Store, roots: Roots<'_>, now_seconds: i64, watch: &dyn Observer) -> Result<Self, GcError> {
+        Self::gather_of(store, roots, Scope::Store, now_seconds, watch)
+    }
+
+    /// The same, for a plan that is about these blobs only.
+    pub fn gather_of(
+        store: &Store,
+        roots: Roots<'_>,
+        scope: Scope,
+        now_seconds: i64,
+        watch: &dyn Observer,
+    ) -> Result<Self, GcError> {
         check_collectable(store)?;
         watch.event(Event::Phase("reading what every image needs"));
         let marks = Marks::gather(store, roots, now_seconds)?;
         watch.event(Event::Phase("listing blobs"));
-        let inventory = store.inventory()?;
+        // What nothing needs may be an upload, wherever it belongs.
+        let inventory = store.inventory_of(|digest| scope.has(digest) || !marks.needs(digest))?;
         let quarantined = store.quarantined()?;
         let stale = store.stale_staging()?;
         let stale_pins = store.stale_pins()?;
@@ -150,7 +183,7 @@ impl Facts {
             traces.extend(other.foreign_traces()?);
         }
         let released = released(store, &marks)?;
-        Ok(Self { marks, inventory, quarantined, stale, stale_pins, traces, released })
+        Ok(Self { marks, inventory, quarantined, stale, stale_pins, traces, scope, released })
     }
 }
 
@@ -197,6 +230,16 @@ impl Marks {
         }
         let others = other_indexes(store)?;
         Ok(Stamp::of(&self.stamp.index, &others, &store.leases()?, &store.pins()?) == self.stamp)
+    }
+
+    /// Makes the indexes durable that these marks were derived from, or newer ones, which then are found to be others. What
+    /// goes for good before that could be needed again after a failure of the machine that brings an older index back.
+    pub fn settle(&self, store: &Store) -> Result<(), GcError> {
+        store.settle_index()?;
+        for other in store.other_layouts()? {
+            other.settle_index()?;
+        }
+        Ok(())
     }
 
     /// For each blob number of the graph, whether an entry of an index needs it.

@@ -11,7 +11,7 @@ mod plan;
 mod report;
 
 pub use apply::{apply, collect};
-pub use facts::{Facts, GcError, Marks, Roots, check_collectable};
+pub use facts::{Facts, GcError, Marks, Roots, Scope, check_collectable};
 pub use hold::{Evidence, Hold};
-pub use plan::{GcPlan, Holder, KeepReason, PlannedBlob, Policy, Scope, Verdict, plan};
+pub use plan::{GcPlan, Holder, KeepReason, PlannedBlob, Policy, Verdict, plan};
 pub use report::{GcReport, GcSummary, HeldBytes};

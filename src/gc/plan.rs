@@ -1,9 +1,9 @@
 //! The plan: a verdict for every blob, with its reason. A pure function of facts, policy and time.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::{
-    Facts, Marks,
+    Facts, Marks, Scope,
     hold::{self, Evidence, Hold},
 };
 use crate::{
@@ -21,23 +21,12 @@ pub struct Policy {
     pub max_freed: Option<u64>,
     /// How long a condemned blob waits in quarantine.
     pub hold: Hold,
-    /// Which blobs are looked at.
-    pub scope: Scope,
-}
-
-/// Which blobs a plan is about.
-#[derive(Debug, Clone)]
-pub enum Scope {
-    /// All of them.
-    Store,
-    /// Only these: what a deleted image needed.
-    Only(HashSet<Digest>),
 }
 
 impl Default for Policy {
-    /// An hour of patience, no limit, held if there is evidence of another writer, the whole store.
+    /// An hour of patience, no limit, held if there is evidence of another writer.
     fn default() -> Self {
-        Self { min_age_seconds: 3600, max_freed: None, hold: Hold::Auto, scope: Scope::Store }
+        Self { min_age_seconds: 3600, max_freed: None, hold: Hold::Auto }
     }
 }
 
@@ -111,17 +100,12 @@ pub struct GcPlan {
 /// Makes the plan. `now_seconds` is the time that ages are counted to, in seconds since 1970.
 pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
     let held = held_by_others(&facts.marks);
-    let in_scope = |digest: &Digest| match &policy.scope {
-        Scope::Store => true,
-        Scope::Only(digests) => digests.contains(digest),
-    };
-    let whole_store = matches!(policy.scope, Scope::Store);
     let mut young = 0;
     let mut present = Vec::new();
     for (digest, stat) in &facts.inventory.blobs {
         let verdict = judge(digest, stat, &facts, &held, &policy, now_seconds);
         young += u64::from(matches!(verdict, Verdict::Young(_)));
-        if in_scope(digest) {
+        if facts.scope.has(digest) {
             let newest_max = if facts.released.contains(digest) { i64::MAX } else { stat.newest_seconds };
             present.push(PlannedBlob { digest: *digest, stat: *stat, verdict, quarantined: None, newest_max });
         }
@@ -131,7 +115,7 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
     let mut tally = Tally::new(&facts);
     let mut condemned = Tally::default();
     let mut blobs = Vec::new();
-    for blob in facts.quarantined.iter().filter(|blob| in_scope(&blob.digest)) {
+    for blob in facts.quarantined.iter().filter(|blob| facts.scope.has(&blob.digest)) {
         let verdict = match hold_seconds.saturating_sub(age_of_epoch(&blob.epoch, now_seconds)) {
             _ if facts.marks.needs(&blob.digest) => Verdict::Restore,
             0 => Verdict::Purge,
@@ -155,7 +139,7 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
         }
     }
     blobs.append(&mut present);
-    let stale = if whole_store { facts.stale } else { Vec::new() };
+    let stale = if matches!(facts.scope, Scope::Store) { facts.stale } else { Vec::new() };
     GcPlan {
         freed_bytes: tally.bytes + stale.iter().map(|stale| stale.bytes).sum::<u64>(),
         quarantine_bytes: condemned.bytes,

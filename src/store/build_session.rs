@@ -18,6 +18,7 @@ use super::{
     blobs::{hash, hash_seen, holds},
     disk::Dir,
     error::At,
+    partial::is_being_written,
     spool::Spool,
 };
 use crate::{
@@ -50,6 +51,8 @@ pub struct Published {
 const RESERVE: &str = "reserve";
 /// A blob that is being written in pieces, before its digest is known.
 const WRITTEN: &str = "written";
+/// Listing more than can be removed in one go would only take time.
+const NAMES_PER_LOOK: usize = 1024;
 const BLOCK_BYTES: usize = 4096;
 /// How much is staged between one early sync and the next.
 const EARLY_SYNC_BYTES: u64 = 64 << 20;
@@ -164,14 +167,14 @@ impl BuildSession<'_> {
         self.store.blobs.sync()?;
         self.staging.unlink(RESERVE).at("remove", self.staging.join(RESERVE))?;
         let mut replaced = None;
-        self.store.edit_index(&guard, |index| -> Result<_, StoreError> {
+        self.store.put_entry(&guard, &entry, |index| -> Result<_, StoreError> {
             let entries = index.entries().iter().enumerate();
             let same: Vec<_> = entries.filter(|(_, entry)| entry.tag.as_ref() == Some(tag)).collect();
             replaced = same.iter().find_map(|(_, entry)| match &entry.descriptor.digest {
                 crate::format::DescriptorDigest::Sha256(old) if *old != digest => Some(*old),
                 _ => None,
             });
-            Ok(Some(index.with(&entry, &same.iter().map(|(at, _)| *at).collect::<Vec<_>>())))
+            Ok(same.iter().map(|(at, _)| *at).collect())
         })?;
         self.end(&guard)?;
         Ok(Published { manifest: digest, replaced })
@@ -253,7 +256,7 @@ impl BuildSession<'_> {
 
     fn end(&mut self, _held: &SharedGuard<'_>) -> Result<(), StoreError> {
         let Some(lease) = self.lease.take() else { return Ok(()) };
-        self.store.remove_staging(lease.id())?;
+        self.store.remove_own_staging(lease.id())?;
         self.store.release(lease)
     }
 }
@@ -263,27 +266,41 @@ impl Drop for BuildSession<'_> {
     /// collection, since the lease is dead.
     fn drop(&mut self) {
         let Some(lease) = self.lease.take() else { return };
-        let _ = self.store.remove_staging(lease.id());
+        let _ = self.store.remove_own_staging(lease.id());
         let _ = self.store.release(lease);
     }
 }
 
 impl Store {
-    /// Removes the staging directory of a lease, if there is one. Gives the bytes that were freed.
-    pub(super) fn remove_staging(&self, id: &str) -> Result<u64, StoreError> {
-        let Some(temp) = self.existing_state_sub("tmp")? else { return Ok(0) };
-        let staging = match temp.sub(id) {
-            Err(error) if error.is_not_found() => return Ok(0),
-            opened => opened?,
-        };
-        let mut freed = 0;
-        for name in staging.names()? {
+    /// Removes the staging directory of a lease, if there is one.
+    fn remove_own_staging(&self, id: &str) -> Result<(), StoreError> {
+        let Some(temp) = self.existing_state_sub("tmp")? else { return Ok(()) };
+        remove_staging(&temp, id, || true).map(|_| ())
+    }
+}
+
+/// Removes what lies in a staging directory, and at last itself, until `goes_on` says no. Gives the bytes that were freed, and
+/// whether it is done.
+fn remove_staging(temp: &Dir, id: &str, goes_on: impl Fn() -> bool) -> Result<(u64, bool), StoreError> {
+    let staging = match temp.sub(id) {
+        Err(error) if error.is_not_found() => return Ok((0, true)),
+        opened => opened?,
+    };
+    let mut freed = 0;
+    loop {
+        let names = staging.some_names(NAMES_PER_LOOK)?;
+        if names.is_empty() {
+            temp.remove_dir(id).at("remove", temp.join(id))?;
+            return Ok((freed, true));
+        }
+        for name in names {
             let name = String::from_utf8_lossy(&name).into_owned();
             freed += staging.stat(&name)?.map_or(0, |stat| stat.stx_size);
             staging.unlink(&name).at("remove", staging.join(&name))?;
+            if !goes_on() {
+                return Ok((freed, false));
+            }
         }
-        temp.remove_dir(id).at("remove", temp.join(id))?;
-        Ok(freed)
     }
 }
 
@@ -305,42 +322,54 @@ impl Store {
     pub fn stale_staging(&self) -> Result<Vec<StaleStaging>, StoreError> {
         let Some(temp) = self.existing_state_sub("tmp")? else { return Ok(Vec::new()) };
         // The names first: a build takes its lease before it makes its directory.
-        let names = temp.names()?;
-        let live: HashSet<String> =
-            self.leases()?.into_iter().filter(|lease| lease.live).map(|lease| lease.id).collect();
-        let names = names.into_iter().filter_map(|name| String::from_utf8(name).ok());
-        names.filter(|name| !live.contains(name)).map(|name| stale(&temp, name)).collect()
+        let names = temp.names()?.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect::<Vec<_>>();
+        let live = self.live_leases()?;
+        let stale = names.into_iter().filter(|name| !live.contains(name)).map(|name| stale(&temp, name));
+        stale.filter_map(Result::transpose).collect()
     }
 
-    /// Removes such a thing, unless a live build owns it after all. Gives the bytes that were freed.
-    pub fn remove_stale_staging(&self, _held: &ExclusiveGuard<'_>, name: &str) -> Result<u64, StoreError> {
-        let Some(temp) = self.existing_state_sub("tmp")? else { return Ok(0) };
-        if !self.stale_staging()?.iter().any(|stale| stale.name == name) {
-            return Ok(0);
+    /// Removes such a thing, or what it can of it until `goes_on` says no, unless somebody owns it after all. Gives the bytes
+    /// that were freed, and whether it is done.
+    pub fn remove_stale_staging(
+        &self,
+        _held: &ExclusiveGuard<'_>,
+        name: &str,
+        goes_on: impl Fn() -> bool,
+    ) -> Result<(u64, bool), StoreError> {
+        let Some(temp) = self.existing_state_sub("tmp")? else { return Ok((0, true)) };
+        if self.live_leases()?.contains(name) {
+            return Ok((0, true));
         }
         match temp.stat(name)? {
-            Some(stat) if is_dir(&stat) => self.remove_staging(name),
-            Some(stat) => {
+            Some(stat) if is_dir(&stat) => remove_staging(&temp, name, goes_on),
+            Some(stat) if !is_being_written(&temp, name)? => {
                 temp.unlink(name).at("remove", temp.join(name))?;
-                Ok(stat.stx_size)
+                Ok((stat.stx_size, true))
             }
-            None => Ok(0),
+            _ => Ok((0, true)),
         }
+    }
+
+    fn live_leases(&self) -> Result<HashSet<String>, StoreError> {
+        Ok(self.leases()?.into_iter().filter(|lease| lease.live).map(|lease| lease.id).collect())
     }
 }
 
-fn stale(temp: &Dir, name: String) -> Result<StaleStaging, StoreError> {
-    let mut bytes = 0;
-    match temp.stat(&name)? {
+/// `None` for a file that somebody is writing, and for what has gone.
+fn stale(temp: &Dir, name: String) -> Result<Option<StaleStaging>, StoreError> {
+    let bytes = match temp.stat(&name)? {
         Some(stat) if is_dir(&stat) => {
             let dir = temp.sub(&name)?;
+            let mut bytes = 0;
             for file in dir.names()? {
                 bytes += dir.stat(&String::from_utf8_lossy(&file))?.map_or(0, |stat| stat.stx_size);
             }
+            bytes
         }
-        stat => bytes += stat.map_or(0, |stat| stat.stx_size),
-    }
-    Ok(StaleStaging { name, bytes })
+        Some(stat) if !is_being_written(temp, &name)? => stat.stx_size,
+        _ => return Ok(None),
+    };
+    Ok(Some(StaleStaging { name, bytes }))
 }
 
 fn is_dir(stat: &rustix::fs::Statx) -> bool {

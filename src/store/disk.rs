@@ -270,7 +270,8 @@ impl Dir {
         Ok(partial)
     }
 
-    fn create_partial(&self, name: &str) -> Result<(String, File), StoreError> {
+    /// A new file under a name that no other process uses.
+    pub(super) fn create_partial(&self, name: &str) -> Result<(String, File), StoreError> {
         for number in 0_u32.. {
             let partial = format!(".{name}.{}.{number}{PARTIAL}", std::process::id());
             match self.create_file(&partial) {

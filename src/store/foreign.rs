@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use hashbrown::HashSet;
 
-use super::{Store, StoreError, error::At};
+use super::{IndexNote, Store, StoreError, error::At};
 use crate::format::{DescriptorDigest, IndexDocument};
 
 /// Traces of other writers.
@@ -63,12 +63,14 @@ impl Store {
             }
         }
         let index = self.index()?;
-        let history = self.index_notes()?;
-        if !history.is_empty() && !history.iter().any(|known| known.digest() == index.digest()) {
+        let mut notes = self.index_notes()?;
+        let last = notes.next();
+        let is_known = |note: &IndexNote| note.digest() == index.digest();
+        if last.as_ref().is_some_and(|last| !is_known(last)) && !notes.any(|note| is_known(&note)) {
             let stat = self.root.stat("index.json")?;
             traces.unknown_index_seconds = stat.map(|stat| stat.stx_mtime.tv_sec.max(stat.stx_ctime.tv_sec));
         }
-        let last = history.first().filter(|last| last.digest() != index.digest());
+        let last = last.filter(|last| !is_known(last));
         if let Some(last) = last.and_then(|last| IndexDocument::parse(last.bytes()).ok()) {
             let entries = index.document().entries().iter();
             let kept: HashSet<&DescriptorDigest> = entries.map(|entry| &entry.descriptor.digest).collect();

@@ -2,9 +2,7 @@
 
 use std::{io::Read, thread, time::Duration};
 
-use rustix::fs::Statx;
-
-use super::{ExclusiveGuard, SharedGuard, Store, StoreError, disk::Dir, error::At};
+use super::{SharedGuard, Store, StoreError, disk::Dir, error::At};
 use crate::{
     format::{FormatError, IndexDocument},
     name::Digest,
@@ -29,12 +27,7 @@ impl IndexSnapshot {
     }
 }
 
-/// Proof that the store lock is held, in either way: edits of the index need one.
-pub(super) trait Locked {}
-impl Locked for SharedGuard<'_> {}
-impl Locked for ExclusiveGuard<'_> {}
-
-const INDEX: &str = "index.json";
+pub(super) const INDEX: &str = "index.json";
 /// Some tools rewrite the index in place; a torn one is usually whole a moment later.
 const TRIES: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -57,29 +50,38 @@ impl Store {
 
     /// The digest of the index's text as it is now, whole or torn: to tell whether it is still the one that was read.
     pub fn index_digest(&self) -> Result<Digest, StoreError> {
-        let (bytes, _) = read_with_identity(&self.root, INDEX)?;
-        Ok(Digest::of(&bytes))
+        Ok(Digest::of(&read_index(&self.root, INDEX)?))
     }
 
     fn index_once(&self) -> Result<IndexSnapshot, StoreError> {
-        let (bytes, _) = read_with_identity(&self.root, INDEX)?;
-        self.snapshot(&bytes)
-    }
-
-    fn snapshot(&self, bytes: &[u8]) -> Result<IndexSnapshot, StoreError> {
+        let bytes = read_index(&self.root, INDEX)?;
         let document =
-            IndexDocument::parse(bytes).map_err(|source| StoreError::Index { path: self.index_path(), source })?;
-        Ok(IndexSnapshot { document, digest: Digest::of(bytes) })
+            IndexDocument::parse(&bytes).map_err(|source| StoreError::Index { path: self.index_path(), source })?;
+        Ok(IndexSnapshot { document, digest: Digest::of(&bytes) })
     }
 
-    /// Takes entries out of the index: those at the places that `choose` finds in it. `choose` may be called several times, when
-    /// other programs write the index meanwhile. The lock is exclusive so that nobody mounts what is just being untagged.
+    /// Takes entries out of the index: those at the places that `choose` finds in it. `choose` is called several times: to
+    /// prepare the new index, once more under the exclusive lock, when nobody can begin to mount what is being untagged, and
+    /// again for every index that other programs have written meanwhile.
     pub fn remove_entries<E: From<StoreError>>(
         &self,
-        held: &ExclusiveGuard<'_>,
         mut choose: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
     ) -> Result<(), E> {
-        self.edit_index(held, |index| Ok(Some(index.without(&choose(index)?)))).map(|_| ())
+        for _ in 0..TRIES {
+            let shared = self.lock_shared()?;
+            let before = self.index()?;
+            let places = choose(before.document())?;
+            let staged = self.stage_index(&shared, &before, &before.document().without(&places))?;
+            drop(shared);
+            let held = self.lock_exclusive()?;
+            let swapped = choose(before.document()).and_then(|now| Ok(now == places && self.swap_index(staged)?));
+            drop(held);
+            self.settle_swap()?;
+            if swapped? {
+                return Ok(());
+            }
+        }
+        Err(StoreError::IndexBusy { path: self.index_path() }.into())
     }
 
     /// Puts the JSON text of an entry into the index, as the last one, in place of those that `replace` finds in it, which
@@ -88,71 +90,34 @@ impl Store {
         &self,
         held: &SharedGuard<'_>,
         entry: &str,
-        mut replace: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
+        replace: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
     ) -> Result<(), E> {
         self.blobs.sync()?;
-        self.edit_index(held, |index| Ok(Some(index.with(entry, &replace(index)?)))).map(|_| ())
+        self.put_entry(held, entry, replace)
     }
 
-    /// Replaces the index by what `edit` makes of it: written aside, made durable, then swapped in. What is swapped out
-    /// is compared with what was edited; if another program came between, it is swapped back and the edit begins again
-    /// with the new text. `edit` may be called several times; `None` from it means that nothing is to be done.
-    pub(super) fn edit_index<E: From<StoreError>>(
+    /// The same, where the blobs that the entry needs are known to be durable.
+    pub(super) fn put_entry<E: From<StoreError>>(
         &self,
-        _held: &impl Locked,
-        mut edit: impl FnMut(&IndexDocument) -> Result<Option<IndexDocument>, E>,
-    ) -> Result<(IndexSnapshot, IndexSnapshot), E> {
-        let temp = self.temp()?;
+        held: &SharedGuard<'_>,
+        entry: &str,
+        mut replace: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
+    ) -> Result<(), E> {
         for _ in 0..TRIES {
             let before = self.index()?;
-            let Some(document) = edit(before.document())? else { return Ok((before.clone(), before)) };
-            self.log_index(&before)?;
-            if self.swap_index(&temp, &before, document.bytes())? {
-                let after = self.snapshot(document.bytes())?;
-                self.log_index(&after)?;
-                return Ok((before, after));
+            let document = before.document().with(entry, &replace(before.document())?);
+            let swapped = self.swap_index(self.stage_index(held, &before, &document)?);
+            self.settle_swap()?;
+            if swapped? {
+                return Ok(());
             }
         }
         Err(StoreError::IndexBusy { path: self.index_path() }.into())
     }
-
-    /// One try to replace exactly `before` by `bytes`. `false` if the index was not, or did not stay, `before`.
-    fn swap_index(&self, temp: &Dir, before: &IndexSnapshot, bytes: &[u8]) -> Result<bool, StoreError> {
-        let name = temp.write_partial(INDEX, bytes)?;
-        let (now, identity) = read_with_identity(&self.root, INDEX)?;
-        if Digest::of(&now) != before.digest {
-            temp.unlink(&name).at("remove", temp.join(&name))?;
-            return Ok(false);
-        }
-        copy_mode(temp, &name, &identity)?;
-        if !temp.exchange(&name, &self.root, INDEX).at("replace", self.index_path())? {
-            temp.rename_over(&name, &self.root, INDEX).at("replace", self.index_path())?;
-            self.root.sync()?;
-            return Ok(true);
-        }
-        let swapped_out = read_with_identity(temp, &name);
-        let ours = swapped_out.as_ref().is_ok_and(|(swapped_out, _)| Digest::of(swapped_out) == before.digest);
-        if !ours {
-            self.swap_back(temp, &name, bytes)?;
-        }
-        self.root.sync()?;
-        // What cannot be read may be somebody's index: it is back in its place, and nothing was done.
-        swapped_out?;
-        temp.unlink(&name).at("remove", temp.join(&name))?;
-        Ok(ours)
-    }
-
-    /// Puts somebody else's index back. If yet another one has replaced ours meanwhile, that one is the newest and stays.
-    fn swap_back(&self, temp: &Dir, name: &str, ours: &[u8]) -> Result<(), StoreError> {
-        temp.exchange(name, &self.root, INDEX).at("put back", self.index_path())?;
-        if read_with_identity(temp, name)?.0 != ours {
-            temp.exchange(name, &self.root, INDEX).at("put back", self.index_path())?;
-        }
-        Ok(())
-    }
 }
 
-fn read_with_identity(dir: &Dir, name: &str) -> Result<(Vec<u8>, Statx), StoreError> {
+/// The text of an index, wherever it lies.
+pub(super) fn read_index(dir: &Dir, name: &str) -> Result<Vec<u8>, StoreError> {
     let path = dir.join(name);
     let file = dir.open_file(name)?;
     let claimed = file.metadata().at("read the attributes of", &path)?.len().min(INDEX_BYTES_MAX);
@@ -162,19 +127,5 @@ fn read_with_identity(dir: &Dir, name: &str) -> Result<(Vec<u8>, Statx), StoreEr
         let source = FormatError::TooLarge { what: INDEX, bytes: bytes.len() as u64, limit: INDEX_BYTES_MAX };
         return Err(StoreError::Index { path, source });
     }
-    let stat = rustix::fs::statx(&file, "", rustix::fs::AtFlags::EMPTY_PATH, rustix::fs::StatxFlags::BASIC_STATS)
-        .at("read the attributes of", &path)?;
-    Ok((bytes, stat))
-}
-
-/// The new index keeps mode and, where that is allowed, owner of the old one: other users' tools read it.
-fn copy_mode(temp: &Dir, name: &str, from: &Statx) -> Result<(), StoreError> {
-    let file = temp.open_file(name)?;
-    let path = temp.join(name);
-    rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(u32::from(from.stx_mode) & 0o777))
-        .at("set the mode of", path)?;
-    let (uid, gid) = (rustix::fs::Uid::from_raw(from.stx_uid), rustix::fs::Gid::from_raw(from.stx_gid));
-    // Only root may give files away; for others the index is theirs already or becomes theirs, as with every tool.
-    let _ = rustix::fs::fchown(&file, Some(uid), Some(gid));
-    Ok(())
+    Ok(bytes)
 }

@@ -3,7 +3,7 @@
 //! They tell a blob that was published once (it may go as soon as nothing needs it) from one that no index ever named
 //! (it may be somebody's upload that has not reached its index yet). Losing the log only makes the collector more patient.
 
-use super::{IndexSnapshot, Store, StoreError, disk::Dir, error::At};
+use super::{IndexSnapshot, Store, StoreError, disk::Dir, error::At, partial::Partial};
 use crate::{format::IndexDocument, name::Digest};
 
 /// How many texts are kept.
@@ -31,22 +31,30 @@ impl IndexNote {
 impl Store {
     /// Notes what the index holds now, unless the newest note says just that.
     pub fn log_index(&self, snapshot: &IndexSnapshot) -> Result<(), StoreError> {
-        let log = self.state()?.make_sub(&self.log_name())?;
-        let names = note_names(&log)?;
-        let digest = snapshot.digest().to_string();
-        if names.last().is_some_and(|newest| newest.ends_with(&digest)) {
-            return Ok(());
+        let log = self.log()?;
+        let Some(name) = name_of_next(&log, &snapshot.digest())? else { return Ok(()) };
+        log.write_durably(&self.temp()?, &name, snapshot.document().bytes())?;
+        forget_old(&log)
+    }
+
+    /// Puts a note in its place that was written before, unless the newest says the same. [`Store::settle_notes`] makes it durable.
+    pub(super) fn put_note(&self, note: Partial, digest: &Digest) -> Result<(), StoreError> {
+        let log = self.log()?;
+        match name_of_next(&log, digest)? {
+            Some(name) => note.put(&log, &name),
+            None => Ok(()),
         }
-        let number = names.last().map_or(0, |newest| number_of(newest) + 1);
-        log.write_durably(&self.temp()?, &format!("{number:010}-{digest}"), snapshot.document().bytes())?;
-        for old in names.iter().rev().skip(KEPT - 1) {
-            match log.unlink(old) {
-                // Another process that has seen the same notes was faster.
-                Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {}
-                removed => removed.at("remove", log.join(old))?,
-            }
-        }
-        Ok(())
+    }
+
+    /// Makes the notes durable, and forgets the oldest.
+    pub(super) fn settle_notes(&self) -> Result<(), StoreError> {
+        let log = self.log()?;
+        log.sync()?;
+        forget_old(&log)
+    }
+
+    fn log(&self) -> Result<Dir, StoreError> {
+        self.state()?.make_sub(&self.log_name())
     }
 
     /// Layouts that share their blobs share `.pfs`, but not their history.
@@ -60,21 +68,42 @@ impl Store {
 
     /// The texts in the log that can still be read, newest first. A torn or foreign note is passed over: the log
     /// never authorises keeping or freeing what the indexes themselves do not.
-    pub fn index_notes(&self) -> Result<Vec<IndexNote>, StoreError> {
-        let Some(log) = self.existing_state_sub(&self.log_name())? else { return Ok(Vec::new()) };
-        let names = note_names(&log)?;
-        let notes = names.iter().rev().filter_map(|name| {
-            let bytes = log.read_small(name).ok()?;
+    pub fn index_notes(&self) -> Result<impl Iterator<Item = IndexNote>, StoreError> {
+        let log = self.existing_state_sub(&self.log_name())?;
+        let names = log.as_ref().map(note_names).transpose()?.unwrap_or_default();
+        let read = move |name: String| {
+            let bytes = log.as_ref()?.read_small(&name).ok()?;
             let digest = Digest::of(&bytes);
             name.ends_with(&digest.to_string()).then_some(IndexNote { bytes, digest })
-        });
-        Ok(notes.collect())
+        };
+        Ok(names.into_iter().rev().filter_map(read))
     }
 
     /// The same, parsed.
     pub fn index_history(&self) -> Result<Vec<IndexDocument>, StoreError> {
-        Ok(self.index_notes()?.iter().filter_map(|note| IndexDocument::parse(&note.bytes).ok()).collect())
+        Ok(self.index_notes()?.filter_map(|note| IndexDocument::parse(&note.bytes).ok()).collect())
     }
+}
+
+/// The name that the next note will have; `None` if the newest has that digest.
+fn name_of_next(log: &Dir, digest: &Digest) -> Result<Option<String>, StoreError> {
+    let names = note_names(log)?;
+    if names.last().is_some_and(|newest| newest.ends_with(&digest.to_string())) {
+        return Ok(None);
+    }
+    let number = names.last().map_or(0, |newest| number_of(newest) + 1);
+    Ok(Some(format!("{number:010}-{digest}")))
+}
+
+fn forget_old(log: &Dir) -> Result<(), StoreError> {
+    for old in note_names(log)?.iter().rev().skip(KEPT) {
+        match log.unlink(old) {
+            // Another process that has seen the same notes was faster.
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => {}
+            removed => removed.at("remove", log.join(old))?,
+        }
+    }
+    Ok(())
 }
 
 /// Names of the form `<number>-<digest>`, by rising number; others are not ours.

@@ -7,7 +7,7 @@ use rustix::fs::FileType;
 use super::{BlobStat, Store, StoreError, disk::describe};
 use crate::name::Digest;
 
-/// Every name in the blob directory.
+/// The names in the blob directory: all of them, or those that somebody wanted to know of.
 #[derive(Debug, Clone, Default)]
 pub struct Inventory {
     /// The blobs, sorted by digest.
@@ -54,10 +54,19 @@ impl Store {
     /// Inodes are visited by rising number, because their tables are then read from the disk in one sweep: names, being
     /// digests, have them in random order.
     pub fn inventory(&self) -> Result<Inventory, StoreError> {
+        self.inventory_of(|_| true)
+    }
+
+    /// The same, without the blobs that are not wanted: listing names costs far less than taking the facts of each.
+    pub fn inventory_of(&self, is_wanted: impl Fn(&Digest) -> bool) -> Result<Inventory, StoreError> {
         let mut names = self.blobs.names_with_inodes(|name| {
             let digest = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
             digest.map_or_else(|| Name::Other(name.to_vec()), Name::Blob)
         })?;
+        names.retain(|(_, name)| match name {
+            Name::Blob(digest) => is_wanted(digest),
+            Name::Other(_) => true,
+        });
         names.sort_unstable_by_key(|(inode, _)| *inode);
         let mut inventory = Inventory::default();
         for listed in self.list_all(&names)? {

@@ -99,9 +99,14 @@ impl Store {
         self.root.join("index.json")
     }
 
+    /// Whether this layout was noted beside its blobs in the life of this value.
+    pub(super) fn is_noted(&self) -> bool {
+        self.noted.get().is_some()
+    }
+
     /// Notes this layout beside its blobs, once in the life of this value.
     pub(super) fn note_layout_once(&self) -> Result<(), StoreError> {
-        if self.noted.get().is_none() {
+        if !self.is_noted() {
             self.note_layout()?;
             let _ = self.noted.set(());
         }
@@ -139,7 +144,7 @@ impl Store {
     }
 
     /// Where files of ours are written before they get their names. What a crash leaves there is garbage for the collector,
-    /// so everybody who writes holds the store lock, or is the collector.
+    /// so everybody who writes holds the store lock, is the collector, or holds the lock of a [`super::partial::Partial`].
     pub(super) fn temp(&self) -> Result<Dir, StoreError> {
         self.state()?.make_sub("tmp")
     }

@@ -55,8 +55,12 @@ impl Store {
         self.lock("lock", PATIENCE, File::try_lock_shared).map(|_held| SharedGuard { _held })
     }
 
-    /// Takes the store lock exclusively, waiting up to 30 s.
+    /// Takes the store lock exclusively, waiting up to 30 s. Everybody waits for whoever has it, so nothing that is done under
+    /// it waits for the disk; noting the layout, which does, comes before.
     pub fn lock_exclusive(&self) -> Result<ExclusiveGuard<'_>, StoreError> {
+        if !self.is_noted() {
+            drop(self.lock_shared()?);
+        }
         self.lock("lock", PATIENCE, File::try_lock).map(|_held| ExclusiveGuard { _held })
     }
 

@@ -86,6 +86,8 @@ const MAGIC: &[u8; 8] = b"pfsrefs\x01";
 const HEADER_BYTES: usize = 8 + 32;
 /// A store of 2,000 images of 5,000 chunks, most of them shared, has 30 MB.
 const FILE_BYTES_MAX: u64 = 1 << 30;
+/// Writing the file takes longer than reading a few documents of it that nobody needs: a sixteenth may be such.
+const USELESS_SHARE: usize = 16;
 
 /// A file that was written to in the same tick of the kernel's clock, before and after it was read, has the same times both
 /// times. Ticks last at most 10 ms; file systems that keep whole seconds have a tick of up to two.
@@ -212,7 +214,7 @@ impl Store {
         Some(numbers)
     }
 
-    /// Writes down what this process has needed, and forgets what it has not. Not being able to is no harm, so it is no
+    /// Writes down what this process has needed, if it has learned anything, and forgets what it has not needed. Not being able to is no harm, so it is no
     /// error. Needs no sync: a torn file has a wrong checksum.
     pub fn save_references(&self, _held: &CollectorGuard<'_>) {
         let Some(bytes) = self.memory().read().ok().and_then(|memory| memory.changed_file()) else { return };
@@ -276,8 +278,10 @@ impl Memory {
     /// The whole file, if it is not what is on disk.
     fn changed_file(&self) -> Option<Vec<u8>> {
         let is_used = |entry: &Entry| entry.is_used.load(Ordering::Relaxed);
-        let differs = self.is_file_useless || self.documents.values().any(|entry| is_used(entry) != entry.is_saved);
-        if !differs || self.is_off {
+        let learned = self.documents.values().any(|entry| is_used(entry) && !entry.is_saved);
+        let useless = self.documents.values().filter(|entry| !is_used(entry)).count();
+        let is_worth_it = learned || self.is_file_useless || useless * USELESS_SHARE > self.documents.len();
+        if !is_worth_it || self.is_off {
             return None;
         }
         let mut documents: Vec<_> = self.documents.iter().filter(|(_, entry)| is_used(entry)).collect();
