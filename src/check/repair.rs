@@ -1,7 +1,8 @@
 //! Repairing: what is wrong goes out of the way, and what is missing comes back if a right copy of it lies aside.
 //!
-//! Nothing is invented and nothing deleted. Every step looks again under the exclusive lock, so that a build or a mount
-//! that puts the blob right meanwhile is not disturbed; being the collector keeps quarantine as it is.
+//! Nothing is invented and nothing deleted. Every step makes sure under the exclusive lock that the file is still the one that was
+//! hashed before, so that a build or a mount that puts the blob right meanwhile is not disturbed, and nobody waits for the
+//! hash of a long blob; being the collector keeps quarantine as it is.
 
 use std::{collections::HashSet, path::PathBuf};
 
@@ -56,17 +57,16 @@ impl Run<'_> {
         self.repairs.push(Repair { digest, action });
     }
 
-    /// What cannot be read at all stays where it is: a check names it.
     fn set_wrong_aside(&mut self, watch: &dyn Observer) -> Result<(), CheckError> {
         watch.event(Event::Phase("hashing blobs"));
         let blobs = self.store.inventory()?.blobs;
         for (done, (digest, _)) in blobs.iter().enumerate() {
-            if matches!(self.store.hash_blob(digest), Ok(Some(_))) {
-                let guard = self.store.lock_exclusive()?;
-                if let Some(path) = self.store.remove_wrong_content(&guard, digest)? {
+            // What cannot be read at all stays where it is: a check names it.
+            if let Ok(Some(wrong)) = self.store.wrong_content(digest) {
+                let path = self.store.remove_wrong_content(&self.store.lock_exclusive()?, &wrong)?;
+                if let Some(path) = path {
                     self.note(*digest, RepairAction::SetAside(path));
-                    let healed = self.store.heal(&guard, digest)?;
-                    healed.into_iter().for_each(|place| self.note(*digest, RepairAction::Healed(place)));
+                    self.put_back(digest)?;
                 }
             }
             watch.event(Event::Progress { done: done as u64 + 1, total: blobs.len() as u64 });
@@ -102,15 +102,19 @@ impl Run<'_> {
         if self.hopeless.contains(&digest) || self.store.stat_blob(&digest).map_or(true, |stat| stat.is_some()) {
             return Ok(false);
         }
-        let guard = self.store.lock_exclusive()?;
-        let healed = self.store.heal(&guard, &digest)?;
-        match healed {
-            Some(place) => self.note(digest, RepairAction::Healed(place)),
-            None => {
-                self.hopeless.insert(digest);
-                self.note(digest, RepairAction::NoCopy);
-            }
+        let is_back = self.put_back(&digest)?;
+        if !is_back {
+            self.hopeless.insert(digest);
+            self.note(digest, RepairAction::NoCopy);
         }
-        Ok(healed.is_some())
+        Ok(is_back)
+    }
+
+    /// Puts a right copy of a blob back, if there is one.
+    fn put_back(&mut self, digest: &Digest) -> Result<bool, CheckError> {
+        let Some(copy) = self.store.right_copy(digest)? else { return Ok(false) };
+        let place = self.store.heal(&self.store.lock_exclusive()?, &copy)?;
+        place.into_iter().for_each(|place| self.note(*digest, RepairAction::Healed(place)));
+        Ok(place.is_some())
     }
 }

@@ -167,7 +167,7 @@ impl Store {
 
 const START_BYTES: u64 = 2048;
 
-fn stat_file(file: &File) -> rustix::io::Result<Statx> {
+pub(super) fn stat_file(file: &File) -> rustix::io::Result<Statx> {
     rustix::fs::statx(file, "", rustix::fs::AtFlags::EMPTY_PATH, rustix::fs::StatxFlags::BASIC_STATS)
 }
 
