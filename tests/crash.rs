@@ -516,10 +516,11 @@ const UNDO: Subject = Subject {
     kind: Kind::Plain,
 };
 
+/// The policy does not go by age: each blow has a fresh copy of the ground, and a second may end between two blobs.
 const PRUNE: Subject = Subject {
     command: "prune",
     arguments: |ground| {
-        ["--yes", "--keep-last", "1"]
+        ["--yes", "--keep-tag", "two"]
             .map(Into::into)
             .into_iter()
             .chain([ground.store().display().to_string()])
