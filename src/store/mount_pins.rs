@@ -6,7 +6,11 @@
 //! A pin may be the last name of a blob that a tag still needs. So a mount that ends takes only pins whose blob is in its place;
 //! the others are for a collector, which knows what is needed: it puts the blob back, or frees it.
 
-use std::{collections::HashMap, io, thread, time::Duration};
+use std::{
+    collections::HashMap,
+    io, thread,
+    time::{Duration, Instant},
+};
 
 use super::{BlobStat, ExclusiveGuard, Lease, Store, StoreError, disk::Dir, error::At};
 use crate::name::Digest;
@@ -52,8 +56,8 @@ pub struct PinsRemoved {
 }
 
 const PINS: &str = "pins";
-/// So many names are listed and unlinked in 10 ms or so.
-const ENDING_PINS_PER_TURN: usize = 1024;
+/// After so long in one go the lock is let go.
+const TURN: Duration = Duration::from_millis(15);
 /// Longer than those who wait for the lock sleep between two looks at it.
 const BETWEEN_TURNS: Duration = Duration::from_millis(3);
 
@@ -166,18 +170,18 @@ impl Store {
     }
 
     /// Removes the pins of a mount that is ending, unless another live lease names the manifest; but for those whose blob is no
-    /// longer in its place. Takes the store lock exclusively for a few hundred names at a time, and looks for such a lease each
+    /// longer in its place. Takes the store lock exclusively for 15 ms at a time, and looks for such a lease each
     /// time: whoever mounts the manifest in between keeps what is left and links the rest anew.
     pub fn remove_pins_of_ending(&self, manifest: &Digest, ending: &Lease) -> Result<(), StoreError> {
         let pinned = self.pinned_by(manifest)?;
-        let mut turns = pinned.chunks(ENDING_PINS_PER_TURN);
+        let mut left = pinned.iter().map(Digest::to_string);
         loop {
             let held = self.lock_exclusive()?;
             if self.is_leased(manifest, Some(ending.id()))? {
                 return Ok(());
             }
-            self.remove_spare_pins(&held, manifest, turns.next().unwrap_or_default())?;
-            if turns.len() == 0 {
+            self.remove_spare_pins(&held, manifest, &mut left)?;
+            if left.len() == 0 {
                 return Ok(());
             }
             drop(held);
@@ -185,15 +189,22 @@ impl Store {
         }
     }
 
-    /// Removes those of these pins whose blob is in its place.
+    /// Removes those of these pins whose blob is in its place, as far as the turn goes.
     fn remove_spare_pins(
         &self,
         _held: &ExclusiveGuard<'_>,
         manifest: &Digest,
-        pins: &[Digest],
+        pins: &mut impl ExactSizeIterator<Item = String>,
     ) -> Result<(), StoreError> {
-        let Some(dir) = self.pins_of(manifest)? else { return Ok(()) };
-        for name in pins.iter().map(Digest::to_string) {
+        let Some(dir) = self.pins_of(manifest)? else {
+            // Somebody has removed them all, so there is nothing to take turns for.
+            pins.for_each(drop);
+            return Ok(());
+        };
+        let begun = Instant::now();
+        while begun.elapsed() < TURN
+            && let Some(name) = pins.next()
+        {
             if self.is_in_its_place(&dir, &name)? {
                 dir.unlink(&name).at("remove", dir.join(&name))?;
             }
