@@ -262,14 +262,16 @@ impl Rootfs {
 const ROOT_INO: u64 = 1;
 
 impl Layer {
-    /// The inode of that number, by bisection, or at once where numbers are dense.
+    /// The inode of that number, by bisection; almost at once where few numbers are left out.
     pub fn inode(&self, ino: u64) -> Option<Inode<'_>> {
-        let guess = usize::try_from(ino.wrapping_sub(1)).ok().and_then(|at| self.inodes.get(at));
-        let record = match guess {
-            Some(record) if record.ino == ino => record,
-            _ => &self.inodes[self.inodes.binary_search_by_key(&ino, |record| record.ino).ok()?],
-        };
-        Some(Inode { layer: self, record })
+        let (first, last) = (self.inodes.first()?.ino, self.inodes.last()?.ino);
+        // Numbers rise strictly, so an inode stands no further from either end than its number is from the number there.
+        let from_first = usize::try_from(ino.checked_sub(first)?).unwrap_or(usize::MAX);
+        let from_last = usize::try_from(last.checked_sub(ino)?).unwrap_or(usize::MAX);
+        let len = self.inodes.len();
+        let near = &self.inodes[(len - 1).saturating_sub(from_last)..from_first.saturating_add(1).min(len)];
+        let at = near.binary_search_by_key(&ino, |record| record.ino).ok()?;
+        Some(Inode { layer: self, record: &near[at] })
     }
 
     /// All inodes, by rising number.
@@ -632,6 +634,24 @@ impl LayerBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_inode_is_found_wherever_numbers_are_left_out() {
+        let numberings: [&[u64]; 6] =
+            [&[], &[7], &[1, 2, 3, 4], &[1, 4, 5, 6, 8], &[2, 90, 91, 4000], &[1, 2, u64::MAX - 1, u64::MAX]];
+        for numbers in numberings {
+            let mut builder = LayerBuilder::new(0);
+            for ino in numbers.iter().copied() {
+                let draft = InodeDraft { ino, uid: 0, gid: 0, permissions: 0, xattrs: &mut std::iter::empty() };
+                builder.push(draft, KindDraft::Fifo).unwrap();
+            }
+            let layer = builder.finish().unwrap();
+            for ino in (0..100).chain([3999, 4000, 4001, u64::MAX - 2, u64::MAX - 1, u64::MAX]) {
+                let found = layer.inode(ino).map(|inode| inode.ino());
+                assert_eq!(found, numbers.contains(&ino).then_some(ino), "{ino} in {numbers:?}");
+            }
+        }
+    }
 
     #[test]
     fn a_stretch_of_no_bytes_names_its_chunk_and_is_no_piece() {
