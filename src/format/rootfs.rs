@@ -7,9 +7,9 @@
 //! A layer keeps its inodes, entries, names and chunk references in a few flat arrays rather than in one allocation
 //! each: a million entries then decode in a fraction of a second.
 
-use std::ops::Range;
+use std::{hash::BuildHasher, ops::Range};
 
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 
 use super::{FormatError, LayerSource, RootfsMessage, check_name, file_map::FileMap, rootfs_message::TakeInode, wire};
 use crate::name::{ChunkId, Digest};
@@ -401,7 +401,9 @@ impl<'a> Directory<'a> {
 /// Collects the inodes of a layer, in any order, and checks each on the way in: the only way to a [`Layer`].
 pub struct LayerBuilder {
     layer: Layer,
-    slots: HashMap<ChunkId, u32>,
+    /// The places of the digests of the layer, to be found by digest. It keeps no digests itself, and so fits into a cache.
+    slots: HashTable<u32>,
+    hasher: DefaultHashBuilder,
     depth: usize,
 }
 
@@ -498,7 +500,17 @@ pub(super) fn check_symlink(target: &[u8]) -> Result<(), String> {
 impl LayerBuilder {
     /// A builder for the layer that stands at `depth`, 0 for the topmost; errors name it.
     pub fn new(depth: usize) -> Self {
-        Self { layer: Layer::default(), slots: HashMap::new(), depth }
+        Self { layer: Layer::default(), slots: HashTable::new(), hasher: DefaultHashBuilder::default(), depth }
+    }
+
+    /// Makes room for so many inodes with a name each, and so many different chunks. More may come, or fewer.
+    pub(super) fn expecting(mut self, inodes: usize, chunks: usize) -> Self {
+        self.layer.inodes.reserve(inodes);
+        self.layer.entries.reserve(inodes);
+        self.layer.digests.reserve(chunks);
+        self.layer.chunks.reserve(chunks);
+        self.slots.reserve(chunks, |_| unreachable!("it is empty"));
+        self
     }
 
     /// Adds an inode.
@@ -528,6 +540,7 @@ impl LayerBuilder {
         self.layer.entries.shrink_to_fit();
         self.layer.chunks.shrink_to_fit();
         self.layer.bytes.shrink_to_fit();
+        self.layer.digests.shrink_to_fit();
         Ok(self.layer)
     }
 
@@ -594,13 +607,18 @@ impl LayerBuilder {
     }
 
     fn slot(&mut self, ino: u64, chunk: ChunkId) -> Result<u32, FormatError> {
-        if let Some(slot) = self.slots.get(&chunk) {
-            return Ok(*slot);
+        let Self { layer: Layer { digests, .. }, slots, hasher, .. } = self;
+        let at = |slot: &u32| digests[*slot as usize];
+        match slots.entry(hasher.hash_one(chunk), |slot| at(slot) == chunk, |slot| hasher.hash_one(at(slot))) {
+            Entry::Occupied(known) => Ok(*known.get()),
+            Entry::Vacant(free) => {
+                let slot = u32::try_from(digests.len());
+                let slot = slot.map_err(|_| FormatError::inode(self.depth, ino, "too many chunks"))?;
+                free.insert(slot);
+                digests.push(chunk);
+                Ok(slot)
+            }
         }
-        let slot = u32::try_from(self.layer.digests.len()).map_err(|_| self.problem(ino, "too many chunks"))?;
-        self.layer.digests.push(chunk);
-        self.slots.insert(chunk, slot);
-        Ok(slot)
     }
 
     fn xattrs<'a>(
