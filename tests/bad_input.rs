@@ -20,7 +20,7 @@ use pfs::{
     explain,
     format::{BlobRef, DescriptorDigest, DirEntry, InodeDraft, KindDraft, LayerBuilder, Rootfs},
     gc::{GcError, collect},
-    graph::{ImageGraph, Root, WalkError, load_image, walk},
+    graph::{ImageError, ImageGraph, Root, WalkError, load_image, walk},
     name::{CHUNK, ChunkId, Digest, MediaKind, OCI_INDEX, OCI_MANIFEST, ROOTFS},
     observe::Silent,
     store::{Store, StoreError},
@@ -433,6 +433,34 @@ fn a_directory_that_is_its_own_parent_is_refused_and_its_chunks_stay() {
     let loaded = load_image(&store.store, &digest_at(&store, 2), MediaKind::Manifest).unwrap();
     assert!(View::new(loaded.rootfs).is_err());
     assert!(!check(&store, &CheckOptions::default(), &Silent).unwrap().is_sound());
+}
+
+/// Large ones are decoded while they are hashed, small ones before.
+#[test]
+fn a_document_under_a_wrong_digest_is_refused_whatever_it_says() {
+    let wrong = |store: &TestStore, digest: &Digest, kind, bytes: &[u8]| {
+        fs::write(store.blob(digest), bytes).unwrap();
+        match load_image(&store.store, digest, kind) {
+            Err(ImageError::Store(StoreError::Damaged { digest: found, .. })) => assert_eq!(found, *digest),
+            other => panic!("{} bytes: {other:?}", bytes.len()),
+        }
+    };
+    for many in [1, 2000] {
+        let store = empty();
+        let chunk = store.put(b"chunk");
+        let of = |len| rootfs(&[("file", &vec![(chunk, false, len); many])]);
+        let manifest = |rootfs: Digest| {
+            let layer = json!({"mediaType": ROOTFS, "digest": rootfs.to_oci(), "size": 1});
+            json!({"layers": [layer], "annotations": {"long": "x".repeat(many * 100)}}).to_string().into_bytes()
+        };
+        let (good, other) = (store.put(&of(5)), store.put(&of(4)));
+        let named = store.put(&manifest(good));
+        assert_eq!(load_image(&store.store, &named, MediaKind::Manifest).unwrap().rootfs_id.0, good);
+        wrong(&store, &named, MediaKind::Manifest, &manifest(other));
+        wrong(&store, &named, MediaKind::Manifest, &vec![b'['; many * 100]);
+        wrong(&store, &good, MediaKind::Rootfs, &of(4));
+        wrong(&store, &good, MediaKind::Rootfs, &of(5)[8..]);
+    }
 }
 
 #[test]

@@ -52,8 +52,10 @@ impl ManifestDocument {
     /// image that needs nothing.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
         const WHAT: &str = "the manifest";
-        let raw: RawManifest<'_> =
-            serde_json::from_slice(bytes).map_err(|source| FormatError::Json { what: WHAT, source })?;
+        // A text that is known to be UTF-8 as a whole is not examined again for each string. What is not may still be JSON as
+        // far as it is looked at.
+        let parsed = std::str::from_utf8(bytes).map_or_else(|_| serde_json::from_slice(bytes), serde_json::from_str);
+        let raw: RawManifest<'_> = parsed.map_err(|source| FormatError::Json { what: WHAT, source })?;
         if raw.manifests.is_none() && raw.layers.is_none() && raw.blobs.is_none() && raw.config.is_none() {
             let problem = "it has neither manifests nor config, layers or blobs".into();
             return Err(FormatError::Document { what: WHAT, problem });

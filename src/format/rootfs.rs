@@ -7,9 +7,9 @@
 //! A layer keeps its inodes, entries, names and chunk references in a few flat arrays rather than in one allocation
 //! each: a million entries then decode in a fraction of a second.
 
-use std::ops::Range;
+use std::{hash::BuildHasher, ops::Range};
 
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 
 use super::{FormatError, LayerSource, RootfsMessage, check_name, file_map::FileMap, rootfs_message::TakeInode, wire};
 use crate::name::{ChunkId, Digest};
@@ -262,14 +262,16 @@ impl Rootfs {
 const ROOT_INO: u64 = 1;
 
 impl Layer {
-    /// The inode of that number, by bisection, or at once where numbers are dense.
+    /// The inode of that number, by bisection; almost at once where few numbers are left out.
     pub fn inode(&self, ino: u64) -> Option<Inode<'_>> {
-        let guess = usize::try_from(ino.wrapping_sub(1)).ok().and_then(|at| self.inodes.get(at));
-        let record = match guess {
-            Some(record) if record.ino == ino => record,
-            _ => &self.inodes[self.inodes.binary_search_by_key(&ino, |record| record.ino).ok()?],
-        };
-        Some(Inode { layer: self, record })
+        let (first, last) = (self.inodes.first()?.ino, self.inodes.last()?.ino);
+        // Numbers rise strictly, so an inode stands no further from either end than its number is from the number there.
+        let from_first = usize::try_from(ino.checked_sub(first)?).unwrap_or(usize::MAX);
+        let from_last = usize::try_from(last.checked_sub(ino)?).unwrap_or(usize::MAX);
+        let len = self.inodes.len();
+        let near = &self.inodes[(len - 1).saturating_sub(from_last)..from_first.saturating_add(1).min(len)];
+        let at = near.binary_search_by_key(&ino, |record| record.ino).ok()?;
+        Some(Inode { layer: self, record: &near[at] })
     }
 
     /// All inodes, by rising number.
@@ -399,7 +401,9 @@ impl<'a> Directory<'a> {
 /// Collects the inodes of a layer, in any order, and checks each on the way in: the only way to a [`Layer`].
 pub struct LayerBuilder {
     layer: Layer,
-    slots: HashMap<ChunkId, u32>,
+    /// The places of the digests of the layer, to be found by digest. It keeps no digests itself, and so fits into a cache.
+    slots: HashTable<u32>,
+    hasher: DefaultHashBuilder,
     depth: usize,
 }
 
@@ -496,7 +500,17 @@ pub(super) fn check_symlink(target: &[u8]) -> Result<(), String> {
 impl LayerBuilder {
     /// A builder for the layer that stands at `depth`, 0 for the topmost; errors name it.
     pub fn new(depth: usize) -> Self {
-        Self { layer: Layer::default(), slots: HashMap::new(), depth }
+        Self { layer: Layer::default(), slots: HashTable::new(), hasher: DefaultHashBuilder::default(), depth }
+    }
+
+    /// Makes room for so many inodes with a name each, and so many different chunks. More may come, or fewer.
+    pub(super) fn expecting(mut self, inodes: usize, chunks: usize) -> Self {
+        self.layer.inodes.reserve(inodes);
+        self.layer.entries.reserve(inodes);
+        self.layer.digests.reserve(chunks);
+        self.layer.chunks.reserve(chunks);
+        self.slots.reserve(chunks, |_| unreachable!("it is empty"));
+        self
     }
 
     /// Adds an inode.
@@ -526,6 +540,7 @@ impl LayerBuilder {
         self.layer.entries.shrink_to_fit();
         self.layer.chunks.shrink_to_fit();
         self.layer.bytes.shrink_to_fit();
+        self.layer.digests.shrink_to_fit();
         Ok(self.layer)
     }
 
@@ -592,13 +607,18 @@ impl LayerBuilder {
     }
 
     fn slot(&mut self, ino: u64, chunk: ChunkId) -> Result<u32, FormatError> {
-        if let Some(slot) = self.slots.get(&chunk) {
-            return Ok(*slot);
+        let Self { layer: Layer { digests, .. }, slots, hasher, .. } = self;
+        let at = |slot: &u32| digests[*slot as usize];
+        match slots.entry(hasher.hash_one(chunk), |slot| at(slot) == chunk, |slot| hasher.hash_one(at(slot))) {
+            Entry::Occupied(known) => Ok(*known.get()),
+            Entry::Vacant(free) => {
+                let slot = u32::try_from(digests.len());
+                let slot = slot.map_err(|_| FormatError::inode(self.depth, ino, "too many chunks"))?;
+                free.insert(slot);
+                digests.push(chunk);
+                Ok(slot)
+            }
         }
-        let slot = u32::try_from(self.layer.digests.len()).map_err(|_| self.problem(ino, "too many chunks"))?;
-        self.layer.digests.push(chunk);
-        self.slots.insert(chunk, slot);
-        Ok(slot)
     }
 
     fn xattrs<'a>(
@@ -632,6 +652,24 @@ impl LayerBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_inode_is_found_wherever_numbers_are_left_out() {
+        let numberings: [&[u64]; 6] =
+            [&[], &[7], &[1, 2, 3, 4], &[1, 4, 5, 6, 8], &[2, 90, 91, 4000], &[1, 2, u64::MAX - 1, u64::MAX]];
+        for numbers in numberings {
+            let mut builder = LayerBuilder::new(0);
+            for ino in numbers.iter().copied() {
+                let draft = InodeDraft { ino, uid: 0, gid: 0, permissions: 0, xattrs: &mut std::iter::empty() };
+                builder.push(draft, KindDraft::Fifo).unwrap();
+            }
+            let layer = builder.finish().unwrap();
+            for ino in (0..100).chain([3999, 4000, 4001, u64::MAX - 2, u64::MAX - 1, u64::MAX]) {
+                let found = layer.inode(ino).map(|inode| inode.ino());
+                assert_eq!(found, numbers.contains(&ino).then_some(ino), "{ino} in {numbers:?}");
+            }
+        }
+    }
 
     #[test]
     fn a_stretch_of_no_bytes_names_its_chunk_and_is_no_piece() {

@@ -28,13 +28,14 @@ pub(super) fn decode_rootfs(bytes: &[u8], limits: &Limits, fetch: Fetch<'_>) -> 
     match inline.get_manifest_version() {
         3 => {
             let vectors = inline.get_metadatas().map_err(broken)?;
-            let layers = vectors.iter().enumerate().map(|(depth, vector)| decode_layer(depth, vector));
-            Ok(Rootfs {
-                version: ManifestVersion::V3,
-                layers: layers.collect::<Result<_, _>>()?,
-                verity: decode_verity(inline.get_fs_verity_data().map_err(broken)?)?,
-                metadata: Vec::new(),
-            })
+            let table = inline.get_fs_verity_data().map_err(broken)?;
+            // The table has a row for each chunk of all layers. Room for all of them in each of many would never end.
+            let chunks = if vectors.len() == 1 { table.len() as usize } else { 0 };
+            let room = Room { message_bytes: bytes.len(), chunks };
+            let layers = vectors.iter().enumerate().map(|(depth, vector)| decode_layer(depth, vector, &room));
+            let layers = layers.collect::<Result<_, _>>()?;
+            let verity = decode_verity(table)?;
+            Ok(Rootfs { version: ManifestVersion::V3, layers, verity, metadata: Vec::new() })
         }
         2 => decode_split(message.get_root().map_err(broken)?, limits, fetch),
         other => Err(FormatError::Version(other)),
@@ -56,7 +57,8 @@ fn decode_split(
         let start = start.ok_or_else(|| problem(format!("it has no byte {}", blob.offset)))?;
         let aligned = Aligned::new(&bytes[start..], limits, "a metadata blob")?;
         let message = aligned.reader()?;
-        layers.push(decode_layer(index, message.get_root().map_err(broken)?)?);
+        let room = Room { message_bytes: bytes.len(), chunks: 0 };
+        layers.push(decode_layer(index, message.get_root().map_err(broken)?, &room)?);
         metadata.push(blob.chunk.0);
     }
     let verity = decode_verity(rootfs.get_fs_verity_data().map_err(broken)?)?;
@@ -113,9 +115,30 @@ fn decode_verity(
     table.iter().enumerate().map(row).collect()
 }
 
-fn decode_layer(depth: usize, vector: schema::inode_vector::Reader<'_>) -> Result<Layer, FormatError> {
-    let mut builder = LayerBuilder::new(depth);
-    for inode in vector.get_inodes().map_err(broken)?.iter() {
+/// What is known of the size of a layer before its inodes have been seen.
+struct Room {
+    message_bytes: usize,
+    chunks: usize,
+}
+
+impl Room {
+    /// A builder with room for what lists of these lengths announce, but for no more than the bytes of the message could hold:
+    /// elements of no size may be announced by the million.
+    fn builder(&self, depth: usize, inodes: usize) -> LayerBuilder {
+        let inodes = inodes.min(self.message_bytes / INODE_BYTES_MIN);
+        LayerBuilder::new(depth).expecting(inodes, self.chunks.min(self.message_bytes / CHUNK_BYTES_MIN))
+    }
+}
+
+/// Three words of data and two pointers.
+const INODE_BYTES_MIN: usize = 40;
+/// A digest, and as many bytes in the verity table.
+const CHUNK_BYTES_MIN: usize = 64;
+
+fn decode_layer(depth: usize, vector: schema::inode_vector::Reader<'_>, room: &Room) -> Result<Layer, FormatError> {
+    let inodes = vector.get_inodes().map_err(broken)?;
+    let mut builder = room.builder(depth, inodes.len() as usize);
+    for inode in inodes.iter() {
         decode_inode(depth, &mut builder, inode)?;
     }
     builder.finish_sorted()

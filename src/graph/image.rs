@@ -155,9 +155,8 @@ pub fn load_image<S: BlobSource + ?Sized>(
 }
 
 fn rootfs_of_manifest<S: BlobSource + ?Sized>(source: &S, digest: &Digest) -> Result<Digest, ImageError> {
-    let bytes = source.read(digest, DOCUMENT_BYTES_MAX)?;
-    let document =
-        ManifestDocument::parse(&bytes).map_err(|source| ImageError::Manifest { digest: *digest, source })?;
+    let document = source.read_into(digest, DOCUMENT_BYTES_MAX, ManifestDocument::parse)?;
+    let document = document.map_err(|source| ImageError::Manifest { digest: *digest, source })?;
     let not = |what| ImageError::NotPuzzlefs { digest: *digest, what };
     match document.rootfs().map(|rootfs| &rootfs.digest) {
         Some(DescriptorDigest::Sha256(rootfs)) => Ok(*rootfs),

@@ -19,7 +19,13 @@ pub trait BlobSource {
     /// The whole blob, its digest checked; [`StoreError::Missing`] if it is not there, an error if it has over `limit` bytes.
     fn read(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, StoreError>;
 
-    /// The same, but `None` if the blob does not begin like a JSON object or list.
+    /// The same, for `make` to make something of; `make` may get bytes whose digest is wrong, and then fails with the digest,
+    /// whatever it has made.
+    fn read_into<T>(&self, digest: &Digest, limit: u64, make: impl FnOnce(&[u8]) -> T) -> Result<T, StoreError> {
+        self.read(digest, limit).map(|bytes| make(&bytes))
+    }
+
+    /// What [`BlobSource::read`] gives, but `None` if the blob does not begin like a JSON object or list.
     fn read_json(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// Whether the blob is as long as a Cap'n Proto message that begins like it would be. A source that would have to read
@@ -100,9 +106,14 @@ pub(super) enum RootfsProblem {
 }
 
 /// Reads and decodes a rootfs, with its metadata blobs where it has some. The second value is its size in bytes.
+///
+/// The decoder checks whatever it is given, and is fuzzed, so it may begin before the digest is known to be right.
 pub(super) fn read_rootfs<S: BlobSource + ?Sized>(source: &S, digest: &Digest) -> Result<(Rootfs, u64), RootfsProblem> {
+    source.read_into(digest, Limits::default().message_bytes, |bytes| decode_rootfs(source, bytes))?
+}
+
+fn decode_rootfs<S: BlobSource + ?Sized>(source: &S, bytes: &[u8]) -> Result<(Rootfs, u64), RootfsProblem> {
     let limits = Limits::default();
-    let bytes = source.read(digest, limits.message_bytes)?;
     let mut missing = None;
     let mut fetch = |blob: &BlobRef| {
         let stored = source.read(&blob.chunk.0, limits.message_bytes).map_err(|error| {
@@ -115,7 +126,7 @@ pub(super) fn read_rootfs<S: BlobSource + ?Sized>(source: &S, digest: &Digest) -
             true => codec::decode_all(&stored, limits.message_bytes).map_err(|cause| cause.to_string()),
         }
     };
-    match Rootfs::decode(&bytes, &limits, &mut fetch) {
+    match Rootfs::decode(bytes, &limits, &mut fetch) {
         Ok(rootfs) => Ok((rootfs, bytes.len() as u64)),
         Err(problem) => Err(missing.map_or_else(|| problem.into(), RootfsProblem::Store)),
     }
@@ -124,6 +135,10 @@ pub(super) fn read_rootfs<S: BlobSource + ?Sized>(source: &S, digest: &Digest) -
 impl BlobSource for Store {
     fn read(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, StoreError> {
         self.read_blob(digest, limit)
+    }
+
+    fn read_into<T>(&self, digest: &Digest, limit: u64, make: impl FnOnce(&[u8]) -> T) -> Result<T, StoreError> {
+        self.read_blob_into(digest, limit, make)
     }
 
     fn read_json(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{self, Read},
     os::unix::fs::FileExt,
+    thread,
 };
 
 use rustix::fs::{FileType, Statx};
@@ -90,6 +91,34 @@ impl Store {
 
     /// The same, with the stamp of the file from before it was read; none if it lay elsewhere than in `blobs/`.
     pub fn read_blob_stamped(&self, digest: &Digest, limit: u64) -> Result<(Vec<u8>, Option<FileStamp>), StoreError> {
+        let (bytes, stamp) = self.read_unchecked(digest, limit)?;
+        expect_digest(digest, Digest::of(&bytes), bytes.len())?;
+        Ok((bytes, stamp))
+    }
+
+    /// Reads a whole blob of at most `limit` bytes, and has `make` make something of it while another thread checks its
+    /// digest. Where that is wrong, what was made is thrown away, whatever it is: `make` must be fit for hostile bytes.
+    pub fn read_blob_into<T>(
+        &self,
+        digest: &Digest,
+        limit: u64,
+        make: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, StoreError> {
+        let (bytes, _) = self.read_unchecked(digest, limit)?;
+        let (made, actual) = match bytes.len() < HASHED_ASIDE_BYTES_MIN {
+            true => (make(&bytes), Digest::of(&bytes)),
+            false => thread::scope(|scope| {
+                let hashing = thread::Builder::new().spawn_scoped(scope, || Digest::of(&bytes));
+                let made = make(&bytes);
+                let actual = hashing.ok().and_then(|hashing| hashing.join().ok());
+                (made, actual.unwrap_or_else(|| Digest::of(&bytes)))
+            }),
+        };
+        expect_digest(digest, actual, bytes.len())?;
+        Ok(made)
+    }
+
+    fn read_unchecked(&self, digest: &Digest, limit: u64) -> Result<(Vec<u8>, Option<FileStamp>), StoreError> {
         let name = digest.to_string();
         let (file, stamp) = match self.blobs.open_file(&name) {
             Err(error) if error.is_not_found() => (self.open_blob(digest)?, None),
@@ -99,14 +128,9 @@ impl Store {
                 (file, Some(stamp))
             }
         };
-        let bytes = read_limited(&file, limit).at("read blob", self.blobs.join(&digest.to_string()))?;
-        let damaged = |problem: String| StoreError::Damaged { digest: *digest, problem };
-        let bytes = bytes.ok_or_else(|| damaged(format!("it has over {limit} bytes")))?;
-        let actual = Digest::of(&bytes);
-        if actual != *digest {
-            return Err(damaged(format!("its {} bytes have the digest {}", bytes.len(), actual.short())));
-        }
-        Ok((bytes, stamp))
+        let bytes = read_limited(&file, limit).at("read blob", self.blobs.join(&name))?;
+        let problem = || format!("it has over {limit} bytes");
+        Ok((bytes.ok_or_else(|| StoreError::Damaged { digest: *digest, problem: problem() })?, stamp))
     }
 
     /// Whether a blob begins like a JSON object or list, white space aside.
@@ -166,6 +190,18 @@ impl Store {
 }
 
 const START_BYTES: u64 = 2048;
+/// Fewer bytes are hashed in less time than a thread takes to start: 64 KiB take 40 microseconds.
+const HASHED_ASIDE_BYTES_MIN: usize = 64 << 10;
+
+fn expect_digest(digest: &Digest, actual: Digest, len: usize) -> Result<(), StoreError> {
+    match actual == *digest {
+        true => Ok(()),
+        false => {
+            let problem = format!("its {len} bytes have the digest {}", actual.short());
+            Err(StoreError::Damaged { digest: *digest, problem })
+        }
+    }
+}
 
 pub(super) fn stat_file(file: &File) -> rustix::io::Result<Statx> {
     rustix::fs::statx(file, "", rustix::fs::AtFlags::EMPTY_PATH, rustix::fs::StatxFlags::BASIC_STATS)

@@ -86,10 +86,13 @@ impl View {
     pub fn new(rootfs: impl Into<Arc<Rootfs>>) -> Result<Self, TreeError> {
         let rootfs = rootfs.into();
         let found = survey(&rootfs)?;
-        let inodes = || found.visible.iter().filter_map(|ino| layers::resolve(&rootfs, ino));
-        let has_xattrs = inodes().any(|inode| inode.xattrs().next().is_some());
-        let files = inodes().filter(|inode| matches!(inode.kind(), Kind::File(_)));
-        let total_bytes = files.map(|file| size(file.kind())).fold(0, u64::saturating_add);
+        let (mut has_xattrs, mut total_bytes) = (false, 0u64);
+        for inode in found.visible.iter().filter_map(|ino| layers::resolve(&rootfs, ino)) {
+            has_xattrs |= inode.xattrs().len() > 0;
+            if let Kind::File(map) = inode.kind() {
+                total_bytes = total_bytes.saturating_add(map.size());
+            }
+        }
         Ok(Self { has_xattrs, total_bytes, found, rootfs })
     }
 
