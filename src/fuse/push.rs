@@ -223,7 +223,8 @@ impl Pusher {
         {
             at = stretch.range().end;
             let pages = whole_pages(stretch.range(), map.size());
-            if pages.end - pages.start > PAGE_BYTES {
+            // Of small files nothing is left: they are read in one go.
+            if !pages.is_empty() && (pages.start < spot.range.start || spot.range.end < pages.end) {
                 store(&self.device, spot.ino, pages.start, stretch.bytes_of(pages))?;
             }
         }
