@@ -282,6 +282,25 @@ fn an_index_entry_made_after_the_plan_holds_what_only_stale_pins_have() {
 }
 
 #[test]
+fn a_stale_pin_that_may_be_the_only_right_copy_of_what_is_needed_stays() {
+    let store = two_images();
+    let index = fs::read(store.path.join("index.json")).unwrap();
+    let content = store.read_back("one");
+    let only = leave_to_pins(&store, "one");
+    fs::write(store.path.join("index.json"), index).unwrap();
+    store.heal_all_from_pins(|digest| only.contains(digest)).unwrap();
+    let size = |digest: &&Digest| fs::metadata(store.blob(digest)).unwrap().len();
+    let chunk = *only.iter().max_by_key(size).unwrap();
+    fs::remove_file(store.blob(&chunk)).unwrap();
+    fs::write(store.blob(&chunk), "torn").unwrap();
+    assert_eq!(store.collect(at_once()).unwrap().freed_bytes, 0);
+    let repaired = pfs(&["check", "--repair", "--data", store.path.to_str().unwrap()]);
+    assert!(common::stdout(&repaired).contains("pins"), "{}", common::stdout(&repaired));
+    assert_eq!(store.read_back("one"), content);
+    assert_sound(&store);
+}
+
+#[test]
 fn what_a_person_has_pinned_comes_back_from_stale_pins() {
     let store = two_images();
     assert!(pfs(&["pin", &format!("{}:one", store.path.display())]).status.success());

@@ -209,12 +209,11 @@ struct Tally {
 }
 
 impl Tally {
-    /// Begins with the stale pins, which go first. What is needed and only they have gets its old name back.
+    /// Begins with the stale pins, which go first; but for those that are the last names of what is needed.
     fn new(facts: &Facts) -> Self {
         let mut tally = Self::default();
         for (identity, pin) in &facts.stale_pins.files {
-            let is_put_back = facts.marks.needs(&pin.digest) && facts.inventory.get(&pin.digest).is_none();
-            let is_freed = pin.stale_names == pin.links && !is_put_back;
+            let is_freed = pin.stale_names == pin.links && !facts.marks.needs(&pin.digest);
             tally.bytes += if is_freed { pin.size } else { 0 };
             tally.gone.insert(*identity, pin.stale_names);
         }

@@ -143,7 +143,7 @@ impl Store {
     }
 
     /// Removes these pins of a manifest, provided that no live lease names it. A blob that is needed and that only pins have is
-    /// put back first.
+    /// put back first; where another file has its name, which may be a wrong one, the pin stays.
     pub fn remove_stale_pins(
         &self,
         _held: &ExclusiveGuard<'_>,
@@ -158,8 +158,12 @@ impl Store {
         let Some(dir) = self.pins_of(manifest)? else { return Ok(removed) };
         for digest in pins {
             let name = digest.to_string();
-            if is_needed(digest) && self.blobs.stat(&name)?.is_none() {
-                removed.healed += u64::from(self.heal_from_pins(digest)?);
+            if is_needed(digest) {
+                let is_missing = self.blobs.stat(&name)?.is_none();
+                removed.healed += u64::from(is_missing && self.heal_from_pins(digest)?);
+                if !self.is_in_its_place(&dir, &name)? {
+                    continue;
+                }
             }
             let Some(stat) = dir.stat(&name)? else { continue };
             removed.freed_bytes += BlobStat::of(&stat).freed_bytes();
