@@ -155,6 +155,23 @@ fn a_quarantined_chunk_that_was_written_anew_leaves_one_of_the_two() {
     assert_sound(&store);
 }
 
+/// A collector that was killed had condemned a blob, a build wrote it anew, and a second collector was killed too.
+#[test]
+fn of_two_copies_in_quarantine_one_comes_back_and_the_dry_run_counts_the_other() {
+    let store = two_images();
+    let before = store.snapshot();
+    let (rootfs, _) = common::image_of(&store, "one");
+    for epoch in ["2-0", "3-0"] {
+        let epoch = store.path.join(".pfs/quarantine").join(epoch);
+        fs::create_dir_all(&epoch).unwrap();
+        fs::copy(store.blob(&rootfs), epoch.join(rootfs.to_string())).unwrap();
+    }
+    fs::remove_file(store.blob(&rootfs)).unwrap();
+    assert!(store.collect(at_once()).unwrap().freed_bytes > 0);
+    assert_eq!(store.snapshot(), before);
+    assert_sound(&store);
+}
+
 #[test]
 fn an_image_in_quarantine_can_still_be_read() {
     let store = two_images();

@@ -257,8 +257,8 @@ impl History {
     }
 
     fn kill_collector(&mut self, every: usize) {
-        let epoch = self.store.path.join(format!(".pfs/quarantine/{}-77", now()));
-        fs::create_dir_all(&epoch).unwrap();
+        let epoch = self.store.begin_epoch(&self.store.lock_exclusive().unwrap(), now()).unwrap();
+        let epoch = self.store.path.join(".pfs/quarantine").join(epoch);
         for digest in self.store.blobs().iter().step_by(every) {
             fs::rename(self.store.blob(digest), epoch.join(digest.to_string())).unwrap();
         }

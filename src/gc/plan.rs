@@ -1,6 +1,6 @@
 //! The plan: a verdict for every blob, with its reason. A pure function of facts, policy and time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{
     Facts, Marks, Scope,
@@ -114,23 +114,7 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
     let hold_seconds = policy.hold.seconds(&evidence);
     let mut tally = Tally::new(&facts);
     let mut condemned = Tally::default();
-    let mut blobs = Vec::new();
-    for blob in facts.quarantined.iter().filter(|blob| facts.scope.has(&blob.digest)) {
-        let verdict = match hold_seconds.saturating_sub(age_of_epoch(&blob.epoch, now_seconds)) {
-            _ if facts.marks.needs(&blob.digest) => Verdict::Restore,
-            0 => Verdict::Purge,
-            left => Verdict::Wait(left),
-        };
-        match verdict {
-            Verdict::Purge => tally.add(&blob.stat),
-            Verdict::Wait(_) => condemned.add(&blob.stat),
-            // Somebody has written it anew meanwhile, so one of the two goes.
-            Verdict::Restore if facts.inventory.get(&blob.digest).is_some() => tally.add(&blob.stat),
-            _ => {}
-        }
-        let quarantined = Some(Box::new(blob.clone()));
-        blobs.push(PlannedBlob { digest: blob.digest, stat: blob.stat, verdict, quarantined, newest_max: i64::MAX });
-    }
+    let mut blobs = plan_quarantined(&facts, hold_seconds, now_seconds, &mut tally, &mut condemned);
     for blob in present.iter_mut().filter(|blob| blob.verdict == Verdict::Condemn) {
         let going = if hold_seconds == 0 { &mut tally } else { &mut condemned };
         match policy.max_freed {
@@ -151,6 +135,37 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
         hold_seconds,
         evidence,
     }
+}
+
+/// What becomes of the blobs in quarantine. Adds what is freed to `freed`, and what goes on waiting to `waiting`.
+fn plan_quarantined(
+    facts: &Facts,
+    hold_seconds: u64,
+    now_seconds: i64,
+    freed: &mut Tally,
+    waiting: &mut Tally,
+) -> Vec<PlannedBlob> {
+    let mut back = HashSet::new();
+    let mut blobs = Vec::new();
+    for blob in facts.quarantined.iter().filter(|blob| facts.scope.has(&blob.digest)) {
+        let verdict = match hold_seconds.saturating_sub(age_of_epoch(&blob.epoch, now_seconds)) {
+            _ if facts.marks.needs(&blob.digest) => Verdict::Restore,
+            0 => Verdict::Purge,
+            left => Verdict::Wait(left),
+        };
+        match verdict {
+            Verdict::Purge => freed.add(&blob.stat),
+            Verdict::Wait(_) => waiting.add(&blob.stat),
+            // Somebody has written it anew meanwhile, so one of the two goes; it may have been condemned again since.
+            Verdict::Restore if facts.inventory.get(&blob.digest).is_some() || !back.insert(blob.digest) => {
+                freed.add(&blob.stat);
+            }
+            _ => {}
+        }
+        let quarantined = Some(Box::new(blob.clone()));
+        blobs.push(PlannedBlob { digest: blob.digest, stat: blob.stat, verdict, quarantined, newest_max: i64::MAX });
+    }
+    blobs
 }
 
 /// An epoch is named after the second in which its blobs were condemned. One whose name says nothing is as young as can be.
