@@ -80,7 +80,11 @@ impl Dir {
     /// Opens a regular file for reading. Anything else under that name is [`StoreError::NotAFile`].
     pub(super) fn open_file(&self, name: &str) -> Result<File, StoreError> {
         let path = self.join(name);
-        let opened = rustix::fs::openat(&self.fd, name, READ, Mode::empty());
+        // Reading a store is not to write to its disk. Only the owner of a file may ask for that.
+        let opened = match rustix::fs::openat(&self.fd, name, READ | OFlags::NOATIME, Mode::empty()) {
+            Err(rustix::io::Errno::PERM) => rustix::fs::openat(&self.fd, name, READ, Mode::empty()),
+            opened => opened,
+        };
         if matches!(opened, Err(rustix::io::Errno::LOOP)) {
             return Err(StoreError::NotAFile { path, what: "a symbolic link" });
         }
