@@ -2,6 +2,7 @@
 //!
 //! `docs/format.md` is the description; where bytes and that page disagree, the page has a bug.
 
+mod chunk_run;
 mod chunks_named;
 mod error;
 mod file_map;
