@@ -196,9 +196,9 @@ impl BlobSource for Store {
 /// For fewer documents, threads cost more than they give.
 const EXPECTED_MIN: usize = 8;
 /// While some wait for the disk, the others hash and decode.
-const READERS_PER_PROCESSOR: usize = 4;
+const READERS_PER_PROCESSOR: usize = 8;
 /// Each has a document of perhaps many megabytes in hand.
-const READERS_MAX: usize = 8;
+const READERS_MAX: usize = 16;
 
 fn learn_image(store: &Store, digest: &Digest, kind: MediaKind) {
     let form = match kind {
