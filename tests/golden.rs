@@ -2,14 +2,18 @@
 
 mod common;
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
 use common::{TestStore, assert_sound, at_once, by_tag, golden, now, trees};
 use pfs::{
     delete::{DeleteOptions, DeletePlan, DeleteReport},
     explain::refs,
-    graph::pick,
-    name::Digest,
+    format::{Limits, ManifestVersion, chunks_named_plainly},
+    graph::{load_image, pick},
+    name::{Digest, MediaKind},
     observe::Silent,
 };
 
@@ -43,6 +47,22 @@ fn golden_stores_are_sound_and_read_back() {
         let store = golden(name);
         assert_sound(&store);
         trees::TAGS.iter().for_each(|(tag, _)| assert_reads_back(&store, tag, name));
+    }
+}
+
+#[test]
+fn chunks_are_found_plainly_where_the_rootfs_is_of_version_3() {
+    for name in trees::STORES {
+        let store = golden(name);
+        for (tag, _) in trees::TAGS {
+            let (digest, _) = common::image_of(&store, tag);
+            let limits = Limits::default();
+            let found = chunks_named_plainly(&fs::read(store.blob(&digest)).unwrap(), &limits);
+            let rootfs = load_image(&*store, &digest, MediaKind::Rootfs).unwrap().rootfs;
+            let found = found.map(|chunks| chunks.into_iter().collect::<BTreeSet<_>>());
+            let expected = (rootfs.version() == ManifestVersion::V3).then(|| rootfs.chunks().into_iter().collect());
+            assert_eq!(found, expected, "{name}: {tag}");
+        }
     }
 }
 

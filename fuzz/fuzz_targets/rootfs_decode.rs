@@ -1,4 +1,4 @@
-//! A rootfs message of either version: decoded, every value of it looked at, written, read again, and
+//! A rootfs message of either version: its chunks found, decoded, every value of it looked at, written, read again, and
 //! opened as a tree.
 //!
 //! Input: four bytes, the length of the message in little-endian order; the message; the one metadata blob that every
@@ -8,7 +8,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use pfs::{
-    format::{Kind, Layer, Limits, Rootfs},
+    format::{Kind, Layer, Limits, Rootfs, chunks_named_plainly},
     tree::View,
 };
 
@@ -17,8 +17,16 @@ const LIMITS: Limits = Limits { message_bytes: 1 << 20 };
 fuzz_target!(|input: &[u8]| {
     let Some((len, rest)) = input.split_first_chunk::<4>() else { return };
     let (message, metadata) = rest.split_at(rest.len().min(u32::from_le_bytes(*len) as usize));
-    let Ok(rootfs) = Rootfs::decode(message, &LIMITS, &mut |_| Ok(metadata.to_vec())) else { return };
+    let plain = chunks_named_plainly(message, &LIMITS);
+    let Ok(rootfs) = Rootfs::decode(message, &LIMITS, &mut |_| Ok(metadata.to_vec())) else {
+        return assert_eq!(plain, None, "what the decoder refuses is found by nobody");
+    };
     let chunks = rootfs.chunks();
+    if let Some(mut plain) = plain {
+        plain.sort_unstable();
+        plain.dedup();
+        assert_eq!(plain, chunks);
+    }
     for layer in rootfs.layers() {
         assert!(layer.chunks().iter().all(|chunk| chunks.binary_search(chunk).is_ok()));
         look_at_inodes(&rootfs, layer);

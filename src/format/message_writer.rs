@@ -50,7 +50,7 @@ impl StructSize {
         self.data as usize + self.pointers as usize
     }
 
-    fn bits(self) -> u32 {
+    pub(super) fn bits(self) -> u32 {
         u32::from(self.data) | u32::from(self.pointers) << 16
     }
 }

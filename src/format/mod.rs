@@ -2,6 +2,8 @@
 //!
 //! `docs/format.md` is the description; where bytes and that page disagree, the page has a bug.
 
+mod chunk_run;
+mod chunks_named;
 mod error;
 mod file_map;
 mod index;
@@ -9,10 +11,12 @@ mod manifest;
 mod message;
 mod message_writer;
 mod path_name;
+mod plain_message;
 mod rootfs;
 mod rootfs_message;
 pub(crate) mod wire;
 
+pub use chunks_named::chunks_named_plainly;
 pub use error::FormatError;
 pub use file_map::{FileMap, Piece};
 pub use index::{Descriptor, DescriptorDigest, IndexDocument, IndexEntry, Platform, REF_NAME};

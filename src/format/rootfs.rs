@@ -259,7 +259,7 @@ impl Rootfs {
 }
 
 /// The number of the root directory, in every image.
-const ROOT_INO: u64 = 1;
+pub(super) const ROOT_INO: u64 = 1;
 
 impl Layer {
     /// The inode of that number, by bisection; almost at once where few numbers are left out.

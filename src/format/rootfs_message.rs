@@ -60,17 +60,17 @@ impl LayerSource for Layer {
     }
 }
 
-const ROOTFS: StructSize = StructSize { data: 1, pointers: 2 };
-const INODE_VECTOR: StructSize = StructSize { data: 0, pointers: 1 };
-const INODE: StructSize = StructSize { data: 3, pointers: 2 };
-const ADDITIONAL: StructSize = StructSize { data: 0, pointers: 2 };
-const XATTR: StructSize = StructSize { data: 0, pointers: 2 };
-const DEVICE: StructSize = StructSize { data: 2, pointers: 0 };
-const DIRECTORY: StructSize = StructSize { data: 1, pointers: 1 };
-const DIR_ENTRY: StructSize = StructSize { data: 1, pointers: 1 };
-const FILE_CHUNK: StructSize = StructSize { data: 1, pointers: 1 };
-const BLOB_REF: StructSize = StructSize { data: 2, pointers: 1 };
-const VERITY: StructSize = StructSize { data: 0, pointers: 2 };
+pub(super) const ROOTFS: StructSize = StructSize { data: 1, pointers: 2 };
+pub(super) const INODE_VECTOR: StructSize = StructSize { data: 0, pointers: 1 };
+pub(super) const INODE: StructSize = StructSize { data: 3, pointers: 2 };
+pub(super) const ADDITIONAL: StructSize = StructSize { data: 0, pointers: 2 };
+pub(super) const XATTR: StructSize = StructSize { data: 0, pointers: 2 };
+pub(super) const DEVICE: StructSize = StructSize { data: 2, pointers: 0 };
+pub(super) const DIRECTORY: StructSize = StructSize { data: 1, pointers: 1 };
+pub(super) const DIR_ENTRY: StructSize = StructSize { data: 1, pointers: 1 };
+pub(super) const FILE_CHUNK: StructSize = StructSize { data: 1, pointers: 1 };
+pub(super) const BLOB_REF: StructSize = StructSize { data: 2, pointers: 1 };
+pub(super) const VERITY: StructSize = StructSize { data: 0, pointers: 2 };
 
 impl From<TooLong> for FormatError {
     fn from(TooLong(len): TooLong) -> Self {

@@ -367,5 +367,53 @@ mod tests {
             let rootfs = Rootfs::new(layers.iter().map(|files| layer(files)).collect(), verity);
             prop_assert!(rootfs.encode().unwrap() == encode_rootfs(&rootfs).unwrap());
         }
+
+        /// Words are set to each other as well as to anything, so that pointers lead where other objects are.
+        #[test]
+        fn chunks_found_plainly_are_those_of_the_decoder_or_none(
+            layers in prop::collection::vec(prop::collection::vec((1u8.., 0u8..9, 0u8..9), 0..30), 1..4),
+            chunks in 0u32..100,
+            damages in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u64>()), 20),
+        ) {
+            let verity = (0..chunks).map(|at| (ChunkId(Digest::of(&at.to_le_bytes())), [at as u8; 32])).collect();
+            let rootfs = Rootfs::new(layers.iter().map(|files| layer(files)).collect(), verity);
+            let bytes = rootfs.encode().unwrap();
+            prop_assert!(found_alike(&bytes));
+            prop_assert!(!found_alike(&bytes[..bytes.len() - 8]) && !found_alike(&[&bytes[..], &[0; 8]].concat()));
+            let mut damaged = bytes.clone();
+            for (to, from, value) in damages {
+                let (to, from) = (to.index(bytes.len() / 8) * 8, from.index(bytes.len() / 8) * 8);
+                let word: [u8; 8] = bytes[from..from + 8].try_into().unwrap();
+                let step = u64::from_le_bytes(word).wrapping_add(value % 64);
+                for word in [word, step.to_le_bytes(), value.to_le_bytes(), [0; 8]] {
+                    damaged[to..to + 8].copy_from_slice(&word);
+                    found_alike(&damaged);
+                }
+                damaged[to..to + 8].copy_from_slice(&bytes[to..to + 8]);
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_found_plainly_in_a_message_with_one_wrong_bit_are_those_of_the_decoder_or_none() {
+        let rootfs = Rootfs::new(vec![layer(&[(3, 2, 1), (1, 0, 2)]), layer(&[(2, 1, 0)])], Vec::new());
+        let bytes = rootfs.encode().unwrap();
+        let mut wrong = bytes.clone();
+        for bit in 0..bytes.len() * 8 {
+            wrong[bit / 8] ^= 1 << (bit % 8);
+            found_alike(&wrong);
+            wrong[bit / 8] = bytes[bit / 8];
+        }
+    }
+
+    /// Whether chunks are found plainly; they must be what the decoder finds.
+    fn found_alike(bytes: &[u8]) -> bool {
+        let limits = Limits::default();
+        let Some(mut found) = crate::format::chunks_named_plainly(bytes, &limits) else { return false };
+        found.sort_unstable();
+        found.dedup();
+        let decoded = Rootfs::decode(bytes, &limits, &mut |_| Err("it is of version 3".into()));
+        assert_eq!(found, decoded.expect("what is found plainly is sound").chunks());
+        true
     }
 }

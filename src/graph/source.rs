@@ -9,7 +9,7 @@ use std::{
 use super::references::{Blobs, Form, Reference, References, Shape};
 use crate::{
     codec,
-    format::{BlobRef, FormatError, Limits, ManifestDocument, Rootfs, message_length},
+    format::{BlobRef, FormatError, Limits, ManifestDocument, Rootfs, chunks_named_plainly, message_length},
     name::{Digest, MediaKind},
     store::{FileStamp, Store, StoreError},
 };
@@ -87,11 +87,20 @@ fn read_references<S: BlobSource + ?Sized>(
             References::of_document(&document).map_err(|other| DocumentProblem::Algorithm(other.0))
         }
         Form::Rootfs => {
-            let (rootfs, _) = read_rootfs(source, digest)?;
-            let named = rootfs.chunks_named().map(Digest::from).chain(rootfs.metadata_blobs().iter().copied());
-            Ok(References { shape: Shape::Rootfs, links: Vec::new(), blobs: Blobs::Named(named.collect()) })
+            let blobs =
+                source.read_into(digest, Limits::default().message_bytes, |bytes| named_blobs(source, bytes))??;
+            Ok(References { shape: Shape::Rootfs, links: Vec::new(), blobs: Blobs::Named(blobs) })
         }
     }
+}
+
+/// Every blob that a rootfs names.
+fn named_blobs<S: BlobSource + ?Sized>(source: &S, bytes: &[u8]) -> Result<Vec<Digest>, RootfsProblem> {
+    if let Some(chunks) = chunks_named_plainly(bytes, &Limits::default()) {
+        return Ok(chunks.into_iter().map(Digest::from).collect());
+    }
+    let (rootfs, _) = decode_rootfs(source, bytes)?;
+    Ok(rootfs.chunks_named().map(Digest::from).chain(rootfs.metadata_blobs().iter().copied()).collect())
 }
 
 /// Why a rootfs could not be had.
@@ -187,9 +196,9 @@ impl BlobSource for Store {
 /// For fewer documents, threads cost more than they give.
 const EXPECTED_MIN: usize = 8;
 /// While some wait for the disk, the others hash and decode.
-const READERS_PER_PROCESSOR: usize = 4;
+const READERS_PER_PROCESSOR: usize = 8;
 /// Each has a document of perhaps many megabytes in hand.
-const READERS_MAX: usize = 8;
+const READERS_MAX: usize = 16;
 
 fn learn_image(store: &Store, digest: &Digest, kind: MediaKind) {
     let form = match kind {

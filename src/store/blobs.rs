@@ -213,6 +213,8 @@ fn read_limited(file: &File, limit: u64) -> io::Result<Option<Vec<u8>>> {
     if claimed > limit {
         return Ok(None);
     }
+    // The whole file is asked for at once: reading it, the kernel asks for 128 KiB at a time, and waits for each.
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::WillNeed);
     let mut bytes = Vec::with_capacity(usize::try_from(claimed).map_err(io::Error::other)?);
     file.take(limit + 1).read_to_end(&mut bytes)?;
     Ok((bytes.len() as u64 <= limit).then_some(bytes))
