@@ -14,6 +14,7 @@ use super::{
     FileStamp, Store, StoreError,
     disk::{Dir, describe},
     error::At,
+    pages::BlobBytes,
 };
 use crate::name::Digest;
 
@@ -91,7 +92,7 @@ impl Store {
 
     /// The same, with the stamp of the file from before it was read; none if it lay elsewhere than in `blobs/`.
     pub fn read_blob_stamped(&self, digest: &Digest, limit: u64) -> Result<(Vec<u8>, Option<FileStamp>), StoreError> {
-        let (bytes, stamp) = self.read_unchecked(digest, limit)?;
+        let (bytes, stamp) = self.read_unchecked(digest, limit, read_limited)?;
         expect_digest(digest, Digest::of(&bytes), bytes.len())?;
         Ok((bytes, stamp))
     }
@@ -104,21 +105,27 @@ impl Store {
         limit: u64,
         make: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, StoreError> {
-        let (bytes, _) = self.read_unchecked(digest, limit)?;
+        let (bytes, _) = self.read_unchecked(digest, limit, BlobBytes::read)?;
+        let bytes: &[u8] = &bytes;
         let (made, actual) = match bytes.len() < HASHED_ASIDE_BYTES_MIN {
-            true => (make(&bytes), Digest::of(&bytes)),
+            true => (make(bytes), Digest::of(bytes)),
             false => thread::scope(|scope| {
-                let hashing = thread::Builder::new().spawn_scoped(scope, || Digest::of(&bytes));
-                let made = make(&bytes);
+                let hashing = thread::Builder::new().spawn_scoped(scope, || Digest::of(bytes));
+                let made = make(bytes);
                 let actual = hashing.ok().and_then(|hashing| hashing.join().ok());
-                (made, actual.unwrap_or_else(|| Digest::of(&bytes)))
+                (made, actual.unwrap_or_else(|| Digest::of(bytes)))
             }),
         };
         expect_digest(digest, actual, bytes.len())?;
         Ok(made)
     }
 
-    fn read_unchecked(&self, digest: &Digest, limit: u64) -> Result<(Vec<u8>, Option<FileStamp>), StoreError> {
+    fn read_unchecked<B>(
+        &self,
+        digest: &Digest,
+        limit: u64,
+        read: impl FnOnce(&File, u64) -> io::Result<Option<B>>,
+    ) -> Result<(B, Option<FileStamp>), StoreError> {
         let name = digest.to_string();
         let (file, stamp) = match self.blobs.open_file(&name) {
             Err(error) if error.is_not_found() => (self.open_blob(digest)?, None),
@@ -128,7 +135,7 @@ impl Store {
                 (file, Some(stamp))
             }
         };
-        let bytes = read_limited(&file, limit).at("read blob", self.blobs.join(&name))?;
+        let bytes = read(&file, limit).at("read blob", self.blobs.join(&name))?;
         let problem = || format!("it has over {limit} bytes");
         Ok((bytes.ok_or_else(|| StoreError::Damaged { digest: *digest, problem: problem() })?, stamp))
     }
@@ -208,7 +215,7 @@ pub(super) fn stat_file(file: &File) -> rustix::io::Result<Statx> {
 }
 
 /// The file's bytes, or `None` if it has more than `limit`. What a file claims as its length is not believed.
-fn read_limited(file: &File, limit: u64) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn read_limited(file: &File, limit: u64) -> io::Result<Option<Vec<u8>>> {
     let claimed = file.metadata()?.len();
     if claimed > limit {
         return Ok(None);

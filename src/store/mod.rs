@@ -21,6 +21,7 @@ mod layout;
 mod lease;
 mod lock;
 mod mount_pins;
+mod pages;
 mod partial;
 mod processes;
 mod quarantine;
