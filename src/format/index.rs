@@ -102,11 +102,11 @@ impl RawDescriptor<'_> {
         self.size
     }
 
-    pub(super) fn digest(&self, place: impl FnOnce() -> String) -> Result<DescriptorDigest, FormatError> {
+    pub(super) fn digest(&self) -> Result<DescriptorDigest, DigestError> {
         match Digest::from_oci(&self.digest) {
             Ok(digest) => Ok(DescriptorDigest::Sha256(digest)),
             Err(DigestError::OtherAlgorithm(text)) => Ok(DescriptorDigest::Other(text)),
-            Err(source) => Err(FormatError::Digest { place: place(), source }),
+            Err(source) => Err(source),
         }
     }
 }
@@ -208,13 +208,14 @@ fn span_in(text: &str, part: &str) -> Range<usize> {
 fn entry(at: usize, span: Range<usize>, raw: &RawValue) -> Result<IndexEntry, FormatError> {
     let json =
         |source: serde_json::Error| FormatError::Document { what: WHAT, problem: format!("entry {at}: {source}") };
+    let bad_digest = |source| FormatError::Digest { place: format!("entry {at} of index.json"), source };
     let descriptor: RawDescriptor<'_> = serde_json::from_str(raw.get()).map_err(json)?;
     let names: RawNames = serde_json::from_str(raw.get()).map_err(json)?;
     let annotations = names.annotations.unwrap_or_default();
     let name = annotations.get(REF_NAME).and_then(serde_json::Value::as_str);
     Ok(IndexEntry {
         descriptor: Descriptor {
-            digest: descriptor.digest(|| format!("entry {at} of index.json"))?,
+            digest: descriptor.digest().map_err(bad_digest)?,
             media_type: descriptor.media_type.into_owned(),
             size: descriptor.size,
         },

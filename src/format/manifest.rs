@@ -2,10 +2,15 @@
 //!
 //! Media types lie, so a manifest and an index are read by one reader that follows whatever lists it finds.
 
-use serde::Deserialize;
+use std::{fmt, marker::PhantomData};
 
-use super::{DescriptorDigest, FormatError, chunk_run::ChunkRun, index::RawDescriptor};
-use crate::name::{Digest, MediaKind};
+use serde::{
+    Deserialize, Deserializer,
+    de::{SeqAccess, Visitor},
+};
+
+use super::{DescriptorDigest, FormatError, index::RawDescriptor};
+use crate::name::{Digest, DigestError, MediaKind};
 
 /// What a manifest or a nested index refers to. Lists that a document does not have are empty.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -33,56 +38,113 @@ pub struct Link {
     pub size: u64,
 }
 
+/// What a mount wants to know of a manifest.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RootfsOfManifest {
+    /// The rootfs, if this is a puzzlefs image: the first layer that is one.
+    pub rootfs: Option<DescriptorDigest>,
+    /// Whether it is an index rather than a manifest.
+    pub is_index: bool,
+}
+
 #[derive(Deserialize)]
-struct RawManifest<'a> {
-    #[serde(borrow, default)]
-    manifests: Option<Vec<RawDescriptor<'a>>>,
+#[serde(bound(deserialize = "K: Keep, 'de: 'a"))]
+struct RawManifest<'a, K> {
+    #[serde(default)]
+    manifests: Option<Links<K>>,
     #[serde(borrow, default)]
     config: Option<RawDescriptor<'a>>,
-    #[serde(borrow, default)]
-    layers: Option<Vec<RawDescriptor<'a>>>,
-    #[serde(borrow, default)]
-    blobs: Option<Vec<RawDescriptor<'a>>>,
+    #[serde(default)]
+    layers: Option<Links<K>>,
+    #[serde(default)]
+    blobs: Option<Links<K>>,
     #[serde(borrow, default)]
     subject: Option<RawDescriptor<'a>>,
+}
+
+/// What is kept of a list of links, of which a manifest may have a hundred thousand.
+trait Keep: Default {
+    fn keep(&mut self, link: Link);
+}
+
+impl Keep for Vec<Link> {
+    fn keep(&mut self, link: Link) {
+        self.push(link);
+    }
+}
+
+/// The first rootfs, and whether there is anything at all.
+#[derive(Default)]
+struct FirstRootfs {
+    rootfs: Option<DescriptorDigest>,
+    has_links: bool,
+}
+
+impl Keep for FirstRootfs {
+    fn keep(&mut self, link: Link) {
+        self.has_links = true;
+        if self.rootfs.is_none() && link.kind == MediaKind::Rootfs {
+            self.rootfs = Some(link.digest);
+        }
+    }
+}
+
+/// A list of descriptors, each examined as it comes.
+struct Links<K> {
+    kept: K,
+    /// The first that has no digest, and its place in the list: to be told when all of the text is known to be JSON.
+    problem: Option<(usize, DigestError)>,
+}
+
+impl<'de, K: Keep> Deserialize<'de> for Links<K> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(LinksVisitor(PhantomData))
+    }
+}
+
+struct LinksVisitor<K>(PhantomData<K>);
+
+impl<'de, K: Keep> Visitor<'de> for LinksVisitor<K> {
+    type Value = Links<K>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a list of descriptors")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Links<K>, A::Error> {
+        let (mut links, mut at) = (Links { kept: K::default(), problem: None }, 0);
+        while let Some(raw) = list.next_element::<RawDescriptor<'de>>()? {
+            match raw.digest() {
+                Ok(digest) => links.kept.keep(Link { kind: raw.kind(), digest, size: raw.size() }),
+                Err(source) => links.problem = links.problem.or(Some((at, source))),
+            }
+            at += 1;
+        }
+        Ok(links)
+    }
+}
+
+const WHAT: &str = "the manifest";
+
+impl<'a, K: Keep> RawManifest<'a, K> {
+    fn parse(bytes: &'a [u8]) -> Result<Self, FormatError> {
+        // A text that is known to be UTF-8 as a whole is not examined again for each string. What is not may still be JSON as
+        // far as it is looked at.
+        let parsed = std::str::from_utf8(bytes).map_or_else(|_| serde_json::from_slice(bytes), serde_json::from_str);
+        let raw: Self = parsed.map_err(|source| FormatError::Json { what: WHAT, source })?;
+        if raw.manifests.is_none() && raw.layers.is_none() && raw.blobs.is_none() && raw.config.is_none() {
+            let problem = "it has neither manifests nor config, layers or blobs".into();
+            return Err(FormatError::Document { what: WHAT, problem });
+        }
+        Ok(raw)
+    }
 }
 
 impl ManifestDocument {
     /// Reads a manifest or an index. A JSON object that has none of the lists of either is an error: it would look like an
     /// image that needs nothing.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
-        match ChunkRun::find(bytes).and_then(|run| Self::parse_around(bytes, run)) {
-            Some(document) => Ok(document),
-            None => Self::parse_all(bytes),
-        }
-    }
-
-    /// Parses the text without all but the first descriptor of the run, and puts the others behind that one. `None` where the
-    /// run does not stand in `layers`, or the text is not right: an error must name the place in the whole text.
-    fn parse_around(bytes: &[u8], run: ChunkRun) -> Option<Self> {
-        let closed = |end: usize| Self::parse_all(&[&bytes[..end], b"]}"].concat()).ok();
-        // Both texts are whole, so what stands between their ends is an element of a list of the manifest's; only `layers` may
-        // have grown by it.
-        let (without, with) = (closed(run.first.start)?.layers.len(), closed(run.first.end)?.layers.len());
-        let mut document = Self::parse_all(&[&bytes[..run.first.end], &bytes[run.end..]].concat()).ok()?;
-        if with != without + 1 || document.layers.len() < with {
-            return None;
-        }
-        let link = |(digest, size)| Link { kind: MediaKind::Chunk, digest: DescriptorDigest::Sha256(digest), size };
-        document.layers.splice(with..with, run.others.into_iter().map(link));
-        Some(document)
-    }
-
-    fn parse_all(bytes: &[u8]) -> Result<Self, FormatError> {
-        const WHAT: &str = "the manifest";
-        // A text that is known to be UTF-8 as a whole is not examined again for each string. What is not may still be JSON as
-        // far as it is looked at.
-        let parsed = std::str::from_utf8(bytes).map_or_else(|_| serde_json::from_slice(bytes), serde_json::from_str);
-        let raw: RawManifest<'_> = parsed.map_err(|source| FormatError::Json { what: WHAT, source })?;
-        if raw.manifests.is_none() && raw.layers.is_none() && raw.blobs.is_none() && raw.config.is_none() {
-            let problem = "it has neither manifests nor config, layers or blobs".into();
-            return Err(FormatError::Document { what: WHAT, problem });
-        }
+        let raw = RawManifest::<Vec<Link>>::parse(bytes)?;
         Ok(Self {
             manifests: links("manifests", raw.manifests)?,
             config: link("config", raw.config)?,
@@ -90,6 +152,18 @@ impl ManifestDocument {
             blobs: links("blobs", raw.blobs)?,
             subject: link("subject", raw.subject)?,
         })
+    }
+
+    /// The same, where nothing but the rootfs is of interest: it refuses what [`Self::parse`] refuses, and keeps no list.
+    pub fn parse_for_rootfs(bytes: &[u8]) -> Result<RootfsOfManifest, FormatError> {
+        let raw = RawManifest::<FirstRootfs>::parse(bytes)?;
+        links("manifests", raw.manifests)?;
+        let config = link("config", raw.config)?;
+        let layers = links("layers", raw.layers)?;
+        let blobs = links("blobs", raw.blobs)?;
+        link("subject", raw.subject)?;
+        let is_index = config.is_none() && !layers.has_links && !blobs.has_links;
+        Ok(RootfsOfManifest { rootfs: layers.rootfs, is_index })
     }
 
     /// Whether it is an index rather than a manifest.
@@ -103,17 +177,22 @@ impl ManifestDocument {
     }
 }
 
-fn link(list: &str, raw: Option<RawDescriptor<'_>>) -> Result<Option<Link>, FormatError> {
-    Ok(links(list, raw.map(|raw| vec![raw]))?.pop())
+fn link(name: &str, raw: Option<RawDescriptor<'_>>) -> Result<Option<Link>, FormatError> {
+    let Some(raw) = raw else { return Ok(None) };
+    let digest = raw.digest().map_err(|source| bad_digest(name, 0, source))?;
+    Ok(Some(Link { kind: raw.kind(), digest, size: raw.size() }))
 }
 
-fn links(list: &str, raws: Option<Vec<RawDescriptor<'_>>>) -> Result<Vec<Link>, FormatError> {
-    let raws = raws.unwrap_or_default().into_iter().enumerate();
-    raws.map(|(at, raw)| {
-        let digest = raw.digest(|| format!("{list}[{at}] of the manifest"))?;
-        Ok(Link { kind: raw.kind(), digest, size: raw.size() })
-    })
-    .collect()
+fn links<K: Keep>(name: &str, list: Option<Links<K>>) -> Result<K, FormatError> {
+    match list {
+        Some(Links { problem: Some((at, source)), .. }) => Err(bad_digest(name, at, source)),
+        Some(Links { kept, .. }) => Ok(kept),
+        None => Ok(K::default()),
+    }
+}
+
+fn bad_digest(name: &str, at: usize, source: DigestError) -> FormatError {
+    FormatError::Digest { place: format!("{name}[{at}] of the manifest"), source }
 }
 
 /// Every sha-256 digest in OCI form that stands anywhere in a text of unknown meaning, sorted, once each.
@@ -132,83 +211,38 @@ pub fn references_in_text(bytes: &[u8]) -> Vec<Digest> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::name::{CHUNK, CHUNK_ZSTD};
-
-    fn chunk(nth: u8, kind: &str) -> String {
-        format!(r#"{{"digest":"{}","mediaType":"{kind}","size":{nth}}}"#, Digest::of(&[nth]).to_oci())
-    }
-
-    fn chunks(count: u8, kind: &str) -> String {
-        (0..count).map(|nth| chunk(nth, kind)).collect::<Vec<_>>().join(",")
-    }
-
-    fn assert_same_as_json(text: &[u8]) {
-        let (parsed, whole) = (ManifestDocument::parse(text), ManifestDocument::parse_all(text));
-        let text = String::from_utf8_lossy(text);
-        match (parsed, whole) {
-            (Ok(parsed), Ok(whole)) => assert_eq!(parsed, whole, "{text}"),
-            (parsed, whole) => {
-                assert_eq!(parsed.unwrap_err().to_string(), whole.unwrap_err().to_string(), "{text}")
-            }
-        }
-    }
-
-    /// Manifests with runs of descriptors in one place or another.
-    fn manifests() -> Vec<String> {
-        let (plain, zstd) = (chunks(4, CHUNK), chunks(3, CHUNK_ZSTD));
-        let (rootfs, twice) = (chunk(9, "application/vnd.puzzlefs.image.rootfs.v1"), chunk(0, CHUNK));
-        vec![
-            format!(r#"{{"config":{rootfs},"layers":[{rootfs},{plain}],"schemaVersion":2}}"#),
-            format!(r#"{{"layers":[{plain}, {rootfs},{zstd},{plain}],"blobs":[{zstd}],"subject":{rootfs}}}"#),
-            format!(r#"{{"layers":[{twice}],"blobs":[{plain}]}}"#),
-            format!(r#"{{"layers":[{rootfs},{twice}],"other":[{rootfs},{plain}]}}"#),
-            format!(r#"{{"layers":[{rootfs},{twice}],"other":[[{plain}]]}}"#),
-            format!(r#"{{"other":{{"layers":[{plain}]}},"layers":[{plain}]}}"#),
-            format!(r#"{{"layers":[{rootfs},{plain}],"layers":[]}}"#),
-            format!(r#"{{"layers":[{rootfs}],"text":"[{{",{plain}]}}"#),
-            format!(r#"{{"layers":[{rootfs},{plain},],"config":{rootfs}}}"#),
-            format!(r#"{{"layers":[{rootfs},{plain}]}} {{"#),
-            format!(r#"{{"layers":[{rootfs},{plain}],"text":"ü"}}"#),
-            format!(r#"[{plain}]"#),
-        ]
-    }
-
-    #[test]
-    fn a_run_of_chunks_is_read_as_json_is() {
-        manifests().iter().for_each(|text| assert_same_as_json(text.as_bytes()));
-        let first = ManifestDocument::parse(manifests()[0].as_bytes()).unwrap();
-        assert_eq!(first.layers.iter().map(|layer| layer.size).collect::<Vec<_>>(), [9, 0, 1, 2, 3]);
-    }
-
-    #[test]
-    fn a_run_that_is_cut_or_changed_anywhere_is_read_as_json_is() {
-        for text in &manifests()[..5] {
-            for at in 0..text.len() {
-                assert_same_as_json(&text.as_bytes()[..at]);
-                for byte in *b"0a\"\\,]}[{\xff" {
-                    let mut changed = text.clone().into_bytes();
-                    changed[at] = byte;
-                    assert_same_as_json(&changed);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn sizes_that_json_does_not_allow_are_no_sizes() {
-        for size in
-            ["", "00", "01", "1.0", "1e3", "-1", "18446744073709551615", "18446744073709551616", "999999999999999999"]
-        {
-            let wrong = chunk(0, CHUNK).replace(r#""size":0"#, &format!(r#""size":{size}"#));
-            let text = format!(r#"{{"layers":[{},{},{wrong}]}}"#, chunks(3, CHUNK), chunks(3, CHUNK));
-            assert_same_as_json(text.as_bytes());
-        }
-    }
 
     #[test]
     fn documents_that_would_need_nothing_are_refused() {
         for bad in ["{}", "[]", r#"{"schemaVersion":2}"#, r#"{"layers":null}"#, "e30=", ""] {
             assert!(ManifestDocument::parse(bad.as_bytes()).is_err(), "{bad}");
+            assert!(ManifestDocument::parse_for_rootfs(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn whoever_wants_the_rootfs_alone_is_told_the_same() {
+        let digest = Digest::of(b"x").to_oci();
+        let one = |media: &str, digest: &str| format!(r#"{{"mediaType":"{media}","digest":"{digest}"}}"#);
+        let (rootfs, chunk) = (one(crate::name::ROOTFS, &digest), one(crate::name::CHUNK, &digest));
+        let (wrong, other) = (one("", "sha256:12"), one(crate::name::ROOTFS, "sha512:ab"));
+        let lists = [&rootfs, &chunk, &wrong, &other].map(|one| format!("[{chunk},{one}]"));
+        let texts = lists.iter().flat_map(|list| {
+            let fields = ["manifests", "layers", "blobs", "unknown"];
+            fields.map(|field| format!(r#"{{"{field}":{list},"config":{chunk}}}"#)).into_iter().chain([
+                format!(r#"{{"manifests":{list}}}"#),
+                format!(r#"{{"layers":{list},"subject":{wrong}}}"#),
+                format!(r#"{{"layers":{list}, torn"#),
+            ])
+        });
+        for text in texts {
+            let all = ManifestDocument::parse(text.as_bytes());
+            let alone = ManifestDocument::parse_for_rootfs(text.as_bytes());
+            let expected = all.map(|document| RootfsOfManifest {
+                rootfs: document.rootfs().map(|link| link.digest.clone()),
+                is_index: document.is_index(),
+            });
+            assert_eq!(alone.map_err(|error| error.to_string()), expected.map_err(|error| error.to_string()), "{text}");
         }
     }
 

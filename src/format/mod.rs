@@ -2,7 +2,6 @@
 //!
 //! `docs/format.md` is the description; where bytes and that page disagree, the page has a bug.
 
-mod chunk_run;
 mod chunks_named;
 mod error;
 mod file_map;
@@ -20,7 +19,7 @@ pub use chunks_named::chunks_named_plainly;
 pub use error::FormatError;
 pub use file_map::{FileMap, Piece};
 pub use index::{Descriptor, DescriptorDigest, IndexDocument, IndexEntry, Platform, REF_NAME};
-pub use manifest::{Link, ManifestDocument, references_in_text};
+pub use manifest::{Link, ManifestDocument, RootfsOfManifest, references_in_text};
 pub use message::message_length;
 pub use message_writer::MessageSink;
 pub use path_name::{NameError, check_name};

@@ -91,7 +91,7 @@ impl Push {
     /// Starts the thread. `device` is the session's `/dev/fuse`.
     pub(super) fn start(view: Arc<View>, chunks: Arc<ChunkReader>, device: OwnedFd) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let buffer = vec![0; FILE_BYTES_MAX as usize];
+        let buffer = Vec::new();
         let mut pusher = Pusher { shared: shared.clone(), view, chunks, device, buffer };
         let work = move || {
             while let Some(due) = pusher.shared.next() {
@@ -234,6 +234,7 @@ impl Pusher {
     /// What is damaged is not pushed; who asks for it hears so.
     fn store(&mut self, ino: u64, size: u64) -> io::Result<()> {
         let Some(map) = self.view.file_map(ino) else { return Ok(()) };
+        self.buffer.resize(FILE_BYTES_MAX as usize, 0);
         let buffer = &mut self.buffer[..size as usize];
         match self.chunks.read_at(ino, map, 0, buffer) {
             Ok(len) => store(&self.device, ino, 0, &buffer[..len]),

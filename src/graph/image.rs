@@ -2,7 +2,7 @@
 
 use super::{
     BlobSource,
-    source::{RootfsProblem, read_rootfs},
+    source::{RootfsProblem, read_rootfs_into},
 };
 use crate::{
     format::{DescriptorDigest, FormatError, IndexDocument, IndexEntry, ManifestDocument, Rootfs},
@@ -66,15 +66,15 @@ fn list(digests: &[Digest]) -> String {
     digests.iter().map(Digest::to_oci).collect::<Vec<_>>().join(", ")
 }
 
-/// An image, decoded.
+/// An image, decoded; or what was made of its rootfs.
 #[derive(Debug)]
-pub struct LoadedImage {
+pub struct LoadedImage<T = Rootfs> {
     /// Its manifest; the rootfs again, where it has none.
     pub manifest: ManifestId,
     /// Its rootfs blob.
     pub rootfs_id: RootfsId,
     /// Its metadata.
-    pub rootfs: Rootfs,
+    pub rootfs: T,
     /// The size of the rootfs blob in bytes.
     pub rootfs_bytes: u64,
 }
@@ -143,11 +143,21 @@ pub fn load_image<S: BlobSource + ?Sized>(
     digest: &Digest,
     kind: MediaKind,
 ) -> Result<LoadedImage, ImageError> {
+    load_image_into(source, digest, kind, |rootfs| rootfs)
+}
+
+/// The same, for `make` to make something of the rootfs. Where its digest turns out to be wrong, that is thrown away.
+pub fn load_image_into<S: BlobSource + ?Sized, T>(
+    source: &S,
+    digest: &Digest,
+    kind: MediaKind,
+    make: impl FnOnce(Rootfs) -> T,
+) -> Result<LoadedImage<T>, ImageError> {
     let rootfs_digest = match kind {
         MediaKind::Rootfs => *digest,
         _ => rootfs_of_manifest(source, digest)?,
     };
-    let (rootfs, rootfs_bytes) = read_rootfs(source, &rootfs_digest).map_err(|problem| match problem {
+    let (rootfs, rootfs_bytes) = read_rootfs_into(source, &rootfs_digest, make).map_err(|problem| match problem {
         RootfsProblem::Store(error) => ImageError::Store(error),
         RootfsProblem::Format(source) => ImageError::Rootfs { digest: rootfs_digest, source },
     })?;
@@ -155,13 +165,13 @@ pub fn load_image<S: BlobSource + ?Sized>(
 }
 
 fn rootfs_of_manifest<S: BlobSource + ?Sized>(source: &S, digest: &Digest) -> Result<Digest, ImageError> {
-    let document = source.read_into(digest, DOCUMENT_BYTES_MAX, ManifestDocument::parse)?;
+    let document = source.read_into(digest, DOCUMENT_BYTES_MAX, ManifestDocument::parse_for_rootfs)?;
     let document = document.map_err(|source| ImageError::Manifest { digest: *digest, source })?;
     let not = |what| ImageError::NotPuzzlefs { digest: *digest, what };
-    match document.rootfs().map(|rootfs| &rootfs.digest) {
-        Some(DescriptorDigest::Sha256(rootfs)) => Ok(*rootfs),
-        Some(DescriptorDigest::Other(text)) => Err(ImageError::Algorithm(text.clone())),
-        None if document.is_index() => Err(not("an index of several images")),
+    match document.rootfs {
+        Some(DescriptorDigest::Sha256(rootfs)) => Ok(rootfs),
+        Some(DescriptorDigest::Other(text)) => Err(ImageError::Algorithm(text)),
+        None if document.is_index => Err(not("an index of several images")),
         None => Err(not("an image of another kind")),
     }
 }

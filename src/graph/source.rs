@@ -114,11 +114,20 @@ pub(super) enum RootfsProblem {
     Format(#[from] crate::format::FormatError),
 }
 
-/// Reads and decodes a rootfs, with its metadata blobs where it has some. The second value is its size in bytes.
+/// Reads and decodes a rootfs, with its metadata blobs where it has some, for `make` to make something of it. The second
+/// value is its size in bytes.
 ///
-/// The decoder checks whatever it is given, and is fuzzed, so it may begin before the digest is known to be right.
-pub(super) fn read_rootfs<S: BlobSource + ?Sized>(source: &S, digest: &Digest) -> Result<(Rootfs, u64), RootfsProblem> {
-    source.read_into(digest, Limits::default().message_bytes, |bytes| decode_rootfs(source, bytes))?
+/// The decoder checks whatever it is given, and is fuzzed, so it may begin before the digest is known to be right; what is
+/// made of a wrong one is thrown away.
+pub(super) fn read_rootfs_into<S: BlobSource + ?Sized, T>(
+    source: &S,
+    digest: &Digest,
+    make: impl FnOnce(Rootfs) -> T,
+) -> Result<(T, u64), RootfsProblem> {
+    source.read_into(digest, Limits::default().message_bytes, |bytes| {
+        let (rootfs, len) = decode_rootfs(source, bytes)?;
+        Ok((make(rootfs), len))
+    })?
 }
 
 fn decode_rootfs<S: BlobSource + ?Sized>(source: &S, bytes: &[u8]) -> Result<(Rootfs, u64), RootfsProblem> {

@@ -28,7 +28,7 @@ use crate::{
     graph::{self, LoadedImage},
     name::{ChunkId, Digest, ImageRef, ManifestId, RootfsId, Selector},
     store::{Lease, LeaseKind, LeaseRecord, Store},
-    tree::{ChunkReader, ChunkSource, DamageObserver, View},
+    tree::{ChunkReader, ChunkSource, DamageObserver, TreeError, View},
 };
 
 /// What is to be mounted where.
@@ -116,11 +116,10 @@ pub fn mount(request: &MountRequest, now: jiff::Timestamp, on_damage: DamageObse
     let source = ImageRef { store: store.path().into(), selector: request.image.selector.clone() }.to_string();
     let (held, image) = lease_and_load(&store, &request.image.selector, &mountpoint, now)?;
     let (manifest, rootfs_id) = (image.manifest, image.rootfs_id);
-    let view = View::new(image.rootfs).map_err(|cause| MountError::Tree { image: source.clone(), source: cause })?;
+    let view = image.rootfs.map_err(|cause| MountError::Tree { image: source.clone(), source: cause })?;
     let pins = Pins { store: store.clone(), manifest, rootfs_id, rootfs: view.rootfs().clone() };
     let chunks = ChunkReader::new(Box::new(StoreChunks(store)), request.options.verify, on_damage);
-    let chunks = chunks.reading_ahead().map_err(MountError::system("start a thread"))?;
-    let image = Image::new(Arc::new(view), Arc::new(chunks));
+    let image = Image::new(Arc::new(view), Arc::new(chunks.reading_ahead()));
     let session = attach::attach(image, &mountpoint, &source, &request.options)?;
     let mounted = Mounted { session, held, mountpoint, pins };
     mounted.prepare(&request.options)?;
@@ -132,7 +131,7 @@ fn lease_and_load(
     selector: &Selector,
     mountpoint: &Path,
     now: jiff::Timestamp,
-) -> Result<(HeldLease, LoadedImage), MountError> {
+) -> Result<(HeldLease, LoadedImage<Result<View, TreeError>>), MountError> {
     let guard = store.lock_shared()?;
     let mut record = LeaseRecord::of_this_process(LeaseKind::Mount, now);
     record.mountpoint = Some(mountpoint.into());
@@ -142,7 +141,7 @@ fn lease_and_load(
     // So that a later collector knows these blobs for published ones. Not being able to note it only makes it patient.
     let _ = store.log_index(&index);
     let picked = graph::pick(index.document(), selector)?;
-    let image = graph::load_image(&**store, &picked.digest, picked.kind)?;
+    let image = graph::load_image_into(&**store, &picked.digest, picked.kind, View::new)?;
     record.tag =
         picked.places.iter().find_map(|at| index.document().entries()[*at].tag.as_ref()).map(ToString::to_string);
     record.manifest = Some(image.manifest.0);

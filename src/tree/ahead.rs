@@ -3,8 +3,7 @@
 
 use std::{
     collections::VecDeque,
-    io,
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, OnceLock, PoisonError},
     thread::{self, JoinHandle},
 };
 
@@ -13,10 +12,11 @@ use super::{
     loader::{Loader, StoredChunk},
 };
 
-/// The threads. They end with it.
+/// The threads, which start when there is something to load. They end with it.
 pub(super) struct Ahead {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    loader: Arc<Loader>,
+    threads: OnceLock<Vec<JoinHandle<()>>>,
 }
 
 #[derive(Default)]
@@ -37,19 +37,22 @@ const THREADS: usize = 6;
 const QUEUE_MAX: usize = 48;
 
 impl Ahead {
-    /// Starts the threads.
-    pub(super) fn start(loader: Arc<Loader>) -> io::Result<Self> {
-        let mut ahead = Self { shared: Arc::default(), threads: Vec::new() };
-        for _ in 0..THREADS {
-            let (shared, loader) = (ahead.shared.clone(), loader.clone());
-            let work = move || shared.work(&loader);
-            ahead.threads.push(thread::Builder::new().name("pfs-ahead".into()).spawn(work)?);
-        }
-        Ok(ahead)
+    pub(super) fn new(loader: Arc<Loader>) -> Self {
+        Self { shared: Arc::default(), loader, threads: OnceLock::new() }
+    }
+
+    /// A thread that cannot be had is one that loads nothing.
+    fn start(&self) -> Vec<JoinHandle<()>> {
+        let start = |_| {
+            let (shared, loader) = (self.shared.clone(), self.loader.clone());
+            thread::Builder::new().name("pfs-ahead".into()).spawn(move || shared.work(&loader)).ok()
+        };
+        (0..THREADS).filter_map(start).collect()
     }
 
     /// Has these chunks loaded, in this order, sooner or later or never.
     pub(super) fn load(&self, chunks: impl Iterator<Item = StoredChunk>) {
+        self.threads.get_or_init(|| self.start());
         let mut queue = lock(&self.shared.queue);
         queue.chunks.extend(chunks);
         let surplus = queue.chunks.len().saturating_sub(QUEUE_MAX);
@@ -63,7 +66,7 @@ impl Drop for Ahead {
     fn drop(&mut self) {
         lock(&self.shared.queue).ended = true;
         self.shared.filled.notify_all();
-        for thread in self.threads.drain(..) {
+        for thread in self.threads.take().into_iter().flatten() {
             // One that panicked has said so on standard error already.
             let _ = thread.join();
         }

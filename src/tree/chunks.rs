@@ -123,8 +123,8 @@ impl ChunkReader {
 
     /// The same, which also reads, checks and decodes the next chunks of a stream in threads of its own while files are read
     /// in the order in which they were built. Fails if there can be no threads.
-    pub fn reading_ahead(self) -> io::Result<Self> {
-        Ok(Self { ahead: Some(Ahead::start(self.loader.clone())?), ..self })
+    pub fn reading_ahead(self) -> Self {
+        Self { ahead: Some(Ahead::new(self.loader.clone())), ..self }
     }
 
     /// Reads bytes of the file `ino`, whose map is `map`, from `offset` on. Fills `out` as far as the file goes and
@@ -424,7 +424,7 @@ mod tests {
         let chunks: Vec<Vec<u8>> = (0..60u8).map(|at| vec![at; 3000]).collect();
         let pieces: Vec<_> = chunks.iter().map(|chunk| (place(chunk, 0, false), 3000)).collect();
         let mut fixture = fixture(Verify::First, &pieces);
-        fixture.reader = fixture.reader.reading_ahead().unwrap();
+        fixture.reader = fixture.reader.reading_ahead();
         chunks.iter().for_each(|chunk| fixture.store(place(chunk, 0, false).chunk, chunk));
         fixture.store(pieces[40].0.chunk, b"wrong");
         for at in 0..60 {
