@@ -122,7 +122,7 @@ impl ChunkReader {
     }
 
     /// The same, which also reads, checks and decodes the next chunks of a stream in threads of its own while files are read
-    /// in the order in which they were built. Fails if there can be no threads.
+    /// in the order in which they were built. Where there can be no threads, it does not.
     pub fn reading_ahead(self) -> Self {
         Self { ahead: Some(Ahead::new(self.loader.clone())), ..self }
     }
