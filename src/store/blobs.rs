@@ -222,8 +222,10 @@ pub(super) fn read_limited(file: &File, limit: u64) -> io::Result<Option<Vec<u8>
     }
     // The whole file is asked for at once: reading it, the kernel asks for 128 KiB at a time, and waits for each.
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::WillNeed);
-    let mut bytes = Vec::with_capacity(usize::try_from(claimed).map_err(io::Error::other)?);
-    file.take(limit + 1).read_to_end(&mut bytes)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(claimed + 1).map_err(io::Error::other)?);
+    // All of it in one call, where `read_to_end` begins with 8 KiB. What is missing then, or why, is found by what follows.
+    let _ = rustix::io::read(file, rustix::buffer::spare_capacity(&mut bytes));
+    file.take((limit + 1).saturating_sub(bytes.len() as u64)).read_to_end(&mut bytes)?;
     Ok((bytes.len() as u64 <= limit).then_some(bytes))
 }
 

@@ -175,15 +175,12 @@ impl Store {
         if !files.iter().all(|(_, stamp)| stamp.is_settled(now)) {
             return;
         }
-        let Some(mut blobs) = self.numbers_of(blobs) else { return };
+        let names = files.iter().map(|(digest, _)| digest).chain(links.iter().map(|(_, digest)| digest));
+        let digests: Vec<_> = std::iter::once(document).chain(names).chain(blobs).copied().collect();
+        let Some(mut numbers) = self.numbers_of(&digests) else { return };
+        let mut blobs = numbers.split_off(digests.len() - blobs.len());
         blobs.sort_unstable();
         blobs.dedup();
-        let names: Vec<_> = std::iter::once(document)
-            .chain(files.iter().map(|(digest, _)| digest))
-            .chain(links.iter().map(|(_, digest)| digest))
-            .copied()
-            .collect();
-        let Some(numbers) = self.numbers_of(&names) else { return };
         let (file_numbers, link_numbers) = numbers[1..].split_at(files.len());
         let entry = Entry {
             files: file_numbers.iter().zip(files).map(|(number, (_, stamp))| (*number, *stamp)).collect(),
