@@ -1,6 +1,6 @@
 //! What the collector knows when it plans.
 
-use std::{collections::HashSet, path::PathBuf};
+use std::{collections::HashSet, path::PathBuf, thread};
 
 use crate::{
     format::{DescriptorDigest, IndexDocument, references_in_text},
@@ -171,10 +171,17 @@ impl Facts {
     ) -> Result<Self, GcError> {
         check_collectable(store)?;
         watch.event(Event::Phase("reading what every image needs"));
-        let marks = Marks::gather(store, roots, now_seconds)?;
+        let (marks, earlier) = thread::scope(|threads| {
+            let earlier = threads.spawn(|| store.inventory_of(|digest| scope.has(digest)));
+            let marks = Marks::gather(store, roots, now_seconds);
+            (marks, earlier.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let marks = marks?;
         watch.event(Event::Phase("listing blobs"));
-        // What nothing needs may be an upload, wherever it belongs.
-        let inventory = store.inventory_of(|digest| scope.has(digest) || !marks.needs(digest))?;
+        // Of what is needed only its size is of interest. What nothing needs is judged by facts from after the walk; it may be
+        // an upload, wherever it belongs.
+        let is_wanted = |digest: &Digest| scope.has(digest) || !marks.needs(digest);
+        let inventory = store.inventory_since(earlier?, is_wanted, |digest| marks.needs(digest))?;
         let quarantined = store.quarantined()?;
         let stale = store.stale_staging()?;
         let stale_pins = store.stale_pins()?;

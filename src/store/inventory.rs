@@ -33,6 +33,12 @@ impl Inventory {
         let at = self.blobs.binary_search_by_key(digest, |(digest, _)| *digest).ok()?;
         Some(&self.blobs[at].1)
     }
+
+    /// The place of a blob that has this inode number.
+    fn place(&self, digest: &Digest, inode: u64) -> Option<usize> {
+        let at = self.blobs.binary_search_by_key(digest, |(digest, _)| *digest).ok()?;
+        (self.blobs[at].1.identity.1 == inode).then_some(at)
+    }
 }
 
 /// A name in the blob directory.
@@ -59,17 +65,48 @@ impl Store {
 
     /// The same, without the blobs that are not wanted: listing names costs far less than taking the facts of each.
     pub fn inventory_of(&self, is_wanted: impl Fn(&Digest) -> bool) -> Result<Inventory, StoreError> {
-        let mut names = self.blobs.names_with_inodes(|name| {
-            let digest = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
-            digest.map_or_else(|| Name::Other(name.to_vec()), Name::Blob)
-        })?;
-        names.retain(|(_, name)| match name {
+        self.inventory_since(Inventory::default(), is_wanted, |_| false)
+    }
+
+    /// The same, with what an earlier inventory says of blobs that are there under the same inode number, and of which `may_be_old`
+    /// allows it. All names are listed anew, and the facts of all else are taken anew.
+    pub fn inventory_since(
+        &self,
+        mut earlier: Inventory,
+        is_wanted: impl Fn(&Digest) -> bool,
+        may_be_old: impl Fn(&Digest) -> bool,
+    ) -> Result<Inventory, StoreError> {
+        let mut names = self.blob_names()?;
+        let mut is_good = vec![false; earlier.blobs.len()];
+        names.retain(|(inode, name)| match name {
+            Name::Blob(digest) if may_be_old(digest) => match earlier.place(digest, *inode) {
+                Some(at) => {
+                    is_good[at] = true;
+                    false
+                }
+                None => is_wanted(digest),
+            },
             Name::Blob(digest) => is_wanted(digest),
             Name::Other(_) => true,
         });
+        let mut good = is_good.into_iter();
+        earlier.blobs.retain(|_| good.next() == Some(true));
+        earlier.strangers.clear();
+        self.add_all(&mut names, &mut earlier)?;
+        Ok(earlier)
+    }
+
+    fn blob_names(&self) -> Result<Vec<(u64, Name)>, StoreError> {
+        self.blobs.names_with_inodes(|name| {
+            let digest = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
+            digest.map_or_else(|| Name::Other(name.to_vec()), Name::Blob)
+        })
+    }
+
+    /// Takes the facts of these names, and adds them.
+    fn add_all(&self, names: &mut [(u64, Name)], inventory: &mut Inventory) -> Result<(), StoreError> {
         names.sort_unstable_by_key(|(inode, _)| *inode);
-        let mut inventory = Inventory::default();
-        for listed in self.list_all(&names)? {
+        for listed in self.list_all(names)? {
             match listed {
                 Some(Ok(blob)) => inventory.blobs.push(blob),
                 Some(Err(stranger)) => inventory.strangers.push(stranger),
@@ -78,7 +115,7 @@ impl Store {
         }
         inventory.blobs.sort_unstable_by_key(|(digest, _)| *digest);
         inventory.strangers.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-        Ok(inventory)
+        Ok(())
     }
 
     fn list_all(&self, names: &[(u64, Name)]) -> Result<Vec<Listed>, StoreError> {
@@ -125,5 +162,42 @@ impl Store {
             source: std::io::ErrorKind::NotFound.into(),
         })?;
         Ok(stat.stx_ctime.tv_sec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn what_may_be_old_is_taken_over_only_where_the_same_file_is_still_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(dir.path()).unwrap();
+        let path = |digest: &Digest| store.blobs.join(&digest.to_string());
+        let [same, fresh, gone, replaced, new] = [b"1", b"2", b"3", b"4", b"5"].map(|bytes| Digest::of(bytes));
+        for digest in [same, fresh, gone, replaced] {
+            fs::write(path(&digest), "").unwrap();
+        }
+        fs::create_dir(store.blobs.join("directory")).unwrap();
+        let earlier = store.inventory().unwrap();
+        for digest in [same, fresh, new] {
+            fs::write(path(&digest), "longer").unwrap();
+        }
+        fs::remove_file(path(&gone)).unwrap();
+        fs::write(store.blobs.join("other"), "longer").unwrap();
+        fs::rename(store.blobs.join("other"), path(&replaced)).unwrap();
+        let since = |is_wanted: fn(&Digest) -> bool| {
+            store.inventory_since(earlier.clone(), is_wanted, |digest| *digest != fresh).unwrap()
+        };
+        let sizes = |inventory: &Inventory| {
+            [same, fresh, gone, replaced, new].map(|digest| inventory.get(&digest).map(|stat| stat.size))
+        };
+        let all = since(|_| true);
+        assert_eq!(sizes(&all), [Some(0), Some(6), None, Some(6), Some(6)]);
+        assert!(all.blobs.is_sorted_by_key(|(digest, _)| *digest));
+        assert_eq!(all.strangers.len(), 1);
+        assert_eq!(sizes(&since(|_| false)), [Some(0), None, None, None, None], "what is known costs nothing");
     }
 }
