@@ -4,7 +4,7 @@ use std::{collections::HashSet, path::PathBuf, thread};
 
 use crate::{
     format::{DescriptorDigest, IndexDocument, references_in_text},
-    graph::{BlobSource, DocumentProblem, Form, ImageGraph, Root, RootOrigin, WalkError, walk},
+    graph::{BlobSource, DocumentProblem, Form, ImageGraph, Root, RootOrigin, WalkError, walk, walk_with},
     name::{Digest, MediaKind},
     observe::{Event, Observer},
     store::{
@@ -38,7 +38,7 @@ impl Scope {
 pub enum GcError {
     /// Something that a root needs cannot be read, so what else it needs is unknown.
     #[error("nothing was freed, because not everything that is needed is known: {0}")]
-    Incomplete(#[source] WalkError),
+    Incomplete(#[from] WalkError),
     /// The blob directory is reached through a symbolic link or a bind mount: other layouts may use it, and nobody has said
     /// which.
     #[error("{} is shared, and not every layout that uses it is known{}; nothing was freed", blobs.display(), known_layouts(known))]
@@ -223,9 +223,11 @@ impl Marks {
             live_records(&leases).filter(|record| record.is_process_here()).map(|record| record.pid).collect();
         let mut layouts = vec![store.path().to_path_buf()];
         layouts.extend(others.iter().map(|(layout, _)| layout.clone()));
-        let processes = store.process_evidence(&layouts, &owners);
-        graph_roots.extend(process_roots(store, &processes)?);
-        let graph = walk(store, graph_roots).map_err(GcError::Incomplete)?;
+        let mut processes = ProcessEvidence::default();
+        let graph = walk_with(store, graph_roots, || {
+            processes = store.process_evidence(&layouts, &owners);
+            process_roots(store, &processes).map_err(GcError::Store)
+        })?;
         let claims = leases.iter().filter(|lease| lease.live).flat_map(|lease| lease.claims.iter().copied()).collect();
         Ok(Self { graph, claims, processes, stamp })
     }

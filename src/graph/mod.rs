@@ -15,4 +15,4 @@ pub use dangling::dangling;
 pub use image::{ImageError, LoadedImage, Picked, load_image, load_image_into, pick};
 pub use references::{Blobs, Form, Reference, References, Role, Shape};
 pub use source::{Afresh, BlobSource, DocumentProblem};
-pub use walk::{ImageGraph, Node, NodeKind, Root, RootOrigin, WalkError, WalkProblem, walk};
+pub use walk::{ImageGraph, Node, NodeKind, Root, RootOrigin, WalkError, WalkProblem, walk, walk_with};

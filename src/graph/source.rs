@@ -2,7 +2,11 @@
 
 use std::{
     cell::RefCell,
-    sync::atomic::{AtomicUsize, Ordering},
+    iter,
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{self, Receiver, Sender},
+    },
     thread,
 };
 
@@ -45,8 +49,11 @@ pub trait BlobSource {
         Vec::new()
     }
 
-    /// These documents will be asked for soon, and what they link to.
-    fn expect(&self, _documents: &[(Digest, MediaKind)]) {}
+    /// Has `walk` ask for these documents, in this order, and for what they link to. What it is given waits until the document
+    /// at a place can be had without waiting for the disk; a source that reads nothing ahead never waits.
+    fn ahead<T>(&self, _documents: &[(Digest, MediaKind)], walk: impl FnOnce(&mut dyn FnMut(usize)) -> T) -> T {
+        walk(&mut |_| {})
+    }
 }
 
 /// Why it is not known what a document refers to.
@@ -182,23 +189,22 @@ impl BlobSource for Store {
         self.remembered_digests(numbers)
     }
 
-    /// Reads on several threads what is not remembered. What cannot be read is left for the walk to find.
-    fn expect(&self, documents: &[(Digest, MediaKind)]) {
+    /// Reads on several threads what is not remembered, while `walk` goes on with what has been read. What cannot be read is
+    /// left for the walk to find.
+    fn ahead<T>(&self, documents: &[(Digest, MediaKind)], walk: impl FnOnce(&mut dyn FnMut(usize)) -> T) -> T {
         if documents.len() < EXPECTED_MIN {
-            return;
+            return walk(&mut |_| {});
         }
-        let next = AtomicUsize::new(0);
-        let read = || {
-            while let Some((digest, kind)) = documents.get(next.fetch_add(1, Ordering::Relaxed)) {
-                learn_image(self, digest, *kind);
+        let next = &AtomicUsize::new(0);
+        let (tell, told) = mpsc::channel();
+        let readers = (READERS_PER_PROCESSOR * thread::available_parallelism().map_or(1, usize::from)).min(READERS_MAX);
+        thread::scope(move |threads| {
+            for tell in iter::repeat_n(tell, readers) {
+                threads.spawn(move || learn_rest(self, documents, next, &tell));
             }
-        };
-        let others =
-            (READERS_PER_PROCESSOR * thread::available_parallelism().map_or(1, usize::from)).min(READERS_MAX) - 1;
-        thread::scope(|scope| {
-            (0..others).for_each(|_| drop(scope.spawn(read)));
-            read();
-        });
+            let mut is_learned = vec![false; documents.len()];
+            walk(&mut |place| await_learned(place, &mut is_learned, &told))
+        })
     }
 }
 
@@ -208,6 +214,31 @@ const EXPECTED_MIN: usize = 8;
 const READERS_PER_PROCESSOR: usize = 8;
 /// Each has a document of perhaps many megabytes in hand.
 const READERS_MAX: usize = 16;
+
+/// Learns the documents that no other thread has taken, and tells the place of each, until there are no more, or nobody listens
+/// because the walk has ended early.
+fn learn_rest(store: &Store, documents: &[(Digest, MediaKind)], next: &AtomicUsize, tell: &Sender<usize>) {
+    while let Some((place, (digest, kind))) = take(next, documents) {
+        learn_image(store, digest, *kind);
+        if tell.send(place).is_err() {
+            return;
+        }
+    }
+}
+
+fn take<'l, T>(next: &AtomicUsize, list: &'l [T]) -> Option<(usize, &'l T)> {
+    let place = next.fetch_add(1, Ordering::Relaxed);
+    Some((place, list.get(place)?))
+}
+
+/// Returns when the document at a place is learned, or when nobody will learn any more.
+fn await_learned(place: usize, is_learned: &mut [bool], told: &Receiver<usize>) {
+    while !is_learned[place]
+        && let Ok(learned) = told.recv()
+    {
+        is_learned[learned] = true;
+    }
+}
 
 fn learn_image(store: &Store, digest: &Digest, kind: MediaKind) {
     let form = match kind {
@@ -278,5 +309,19 @@ impl BlobSource for Afresh<'_> {
 
     fn looks_like_message(&self, digest: &Digest) -> Result<bool, StoreError> {
         self.0.looks_like_message(digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_documents_that_cannot_be_read_goes_on_and_who_does_not_wait_may_leave() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(dir.path()).unwrap();
+        let missing: Vec<_> = (0..100u8).map(|at| (Digest::of(&[at]), MediaKind::Manifest)).collect();
+        let waited = store.ahead(&missing, |wait| (0..missing.len()).rev().map(wait).count());
+        assert_eq!((waited, store.ahead(&missing, |_| 7)), (missing.len(), 7));
     }
 }

@@ -84,6 +84,13 @@ impl Root {
         };
         Self::of_index(index).into_iter().map(elsewhere).collect()
     }
+
+    fn sha256(&self) -> Option<&Digest> {
+        match &self.digest {
+            DescriptorDigest::Sha256(digest) => Some(digest),
+            DescriptorDigest::Other(_) => None,
+        }
+    }
 }
 
 impl RootOrigin {
@@ -184,30 +191,33 @@ const NOBODY: u32 = u32::MAX;
 
 /// Walks from the roots to everything they need, or says what it could not read.
 pub fn walk<S: BlobSource + ?Sized>(source: &S, roots: Vec<Root>) -> Result<ImageGraph, WalkError> {
-    source.expect(&expected(&roots));
-    let mut walker = Walker {
-        source,
-        graph: ImageGraph::default(),
-        translated: Vec::new(),
-        needed_by: Vec::new(),
-        path: Vec::new(),
-    };
-    for root in roots {
-        walker.path.push(root.origin.to_string());
-        let node = walker.root(&root)?;
-        walker.path.pop();
-        walker.graph.roots.push((root, node));
-    }
-    Ok(walker.graph)
+    walk_with(source, roots, || Ok(Vec::new()))
+}
+
+/// The same with the roots that `find_more` finds; the documents of the first ones may be read meanwhile. What is known of a
+/// document from before then holds only as long as its files are as they were, which the walk looks at when it comes there.
+pub fn walk_with<S: BlobSource + ?Sized, E: From<WalkError>>(
+    source: &S,
+    roots: Vec<Root>,
+    find_more: impl FnOnce() -> Result<Vec<Root>, E>,
+) -> Result<ImageGraph, E> {
+    let documents = expected(&roots);
+    let mut places: HashMap<Digest, usize> = documents.iter().map(|(digest, _)| *digest).zip(0..).collect();
+    source.ahead(&documents, |wait| {
+        let more = find_more()?;
+        let mut walker = Walker::new(source);
+        for root in roots.into_iter().chain(more) {
+            root.sha256().and_then(|digest| places.remove(digest)).into_iter().for_each(&mut *wait);
+            walker.enter(root)?;
+        }
+        Ok(walker.graph)
+    })
 }
 
 /// The documents that the roots are, once each.
 fn expected(roots: &[Root]) -> Vec<(Digest, MediaKind)> {
     let mut seen = HashSet::new();
-    let documents = roots.iter().filter_map(|root| match &root.digest {
-        DescriptorDigest::Sha256(digest) => Some((*digest, root.kind)),
-        DescriptorDigest::Other(_) => None,
-    });
+    let documents = roots.iter().filter_map(|root| Some((*root.sha256()?, root.kind)));
     documents.filter(|document| seen.insert(*document)).collect()
 }
 
@@ -239,7 +249,19 @@ impl Presence {
     }
 }
 
-impl<S: BlobSource + ?Sized> Walker<'_, S> {
+impl<'s, S: BlobSource + ?Sized> Walker<'s, S> {
+    fn new(source: &'s S) -> Self {
+        Self { source, graph: ImageGraph::default(), translated: Vec::new(), needed_by: Vec::new(), path: Vec::new() }
+    }
+
+    fn enter(&mut self, root: Root) -> Result<(), WalkError> {
+        self.path.push(root.origin.to_string());
+        let node = self.root(&root)?;
+        self.path.pop();
+        self.graph.roots.push((root, node));
+        Ok(())
+    }
+
     fn fail(&self, cause: impl Into<WalkProblem>) -> WalkError {
         WalkError { path: self.path.clone(), cause: cause.into() }
     }
