@@ -8,10 +8,10 @@ use common::{TestStore, assert_sound, at_once, by_tag, empty, golden, lease_reco
 use pfs::{
     delete::{DeleteOptions, DeletePlan},
     format::Rootfs,
-    gc::{GcError, GcPlan, Hold, KeepReason, Policy, Verdict, apply},
+    gc::{Evidence, GcError, GcPlan, Hold, KeepReason, Policy, Verdict, apply},
     graph::{load_image, pick},
     name::{Digest, MediaKind},
-    observe::Silent,
+    observe::{Event, Observer, Silent},
     store::{LeaseKind, StoreError},
 };
 
@@ -84,6 +84,34 @@ fn an_orphan_is_young_until_it_has_the_age() {
     assert!(matches!(verdict(3590), Verdict::Young(_)));
     assert_eq!(verdict(3700), Verdict::Condemn);
     assert_eq!(verdict(-5000), Verdict::Young(0), "a time in the future is no age at all");
+}
+
+/// Does something when everything that is needed is known, and the blobs have not been listed for good.
+struct AfterTheWalk<F>(F);
+
+impl<F: Fn() + Sync> Observer for AfterTheWalk<F> {
+    fn event(&self, event: Event<'_>) {
+        if event == Event::Phase("listing blobs") {
+            (self.0)();
+        }
+    }
+}
+
+#[test]
+fn what_is_uploaded_or_touched_during_the_walk_is_seen_as_it_is_after_it() {
+    let store = two_images();
+    let touched = store.put(b"an orphan");
+    let upload = Digest::of(b"an upload");
+    let meanwhile = AfterTheWalk(|| {
+        assert_eq!(store.put(b"an upload"), upload);
+        fs::write(store.blob(&touched), "is written anew").unwrap();
+    });
+    let facts = pfs::gc::Facts::gather(&store, pfs::gc::Roots::Current, now(), &meanwhile).unwrap();
+    for digest in [touched, upload] {
+        assert_eq!(facts.inventory.get(&digest).copied(), store.stat_blob(&digest).unwrap());
+    }
+    let plan = pfs::gc::plan(facts, Policy::default(), now());
+    assert!(plan.evidence().contains(&Evidence::YoungBlobs(2)));
 }
 
 #[test]
