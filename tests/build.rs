@@ -72,8 +72,10 @@ fn plain_build_of_the_golden_tree_is_upstreams() {
 fn an_image_decodes_to_the_tree_it_was_built_from() {
     let dir = tempfile::tempdir().unwrap();
     make_tree(dir.path());
-    let frames = |bytes| Encoding::ZstdSeekable { level: 3, frame_bytes: std::num::NonZeroU32::new(bytes).unwrap() };
-    for encoding in [Encoding::Plain, Encoding::zstd(), frames(4096), frames(1 << 30)] {
+    let zstd = |level, bytes| Encoding::ZstdSeekable { level, frame_bytes: std::num::NonZeroU32::new(bytes).unwrap() };
+    for encoding in
+        [Encoding::Plain, Encoding::zstd(), zstd(3, 4096), zstd(3, 1 << 30), zstd(-7, 4096), zstd(1, 128 << 10)]
+    {
         let (memory, image) = rendered(dir.path(), encoding);
         assert_eq!(list_image(&memory.rootfs(&image), &memory), list_host(dir.path()), "{encoding:?}");
         assert_eq!(image.stats.inodes, memory.rootfs(&image).layers()[0].inodes().count() as u64);

@@ -95,12 +95,12 @@ fn upstream_extracts_what_we_compress() {
     fs::write(tree.join("sub/dir/text"), text(900_000)).unwrap();
     (0..200).for_each(|at| fs::write(tree.join(format!("sub/{at}")), text(at * 13)).unwrap());
     symlink("sub", tree.join("z-link")).unwrap();
-    for frame_bytes in [4 << 10, 64 << 10, 256 << 10] {
-        let (store, out) = (dir.path().join(format!("{frame_bytes}")), dir.path().join(format!("out{frame_bytes}")));
+    for (level, frame_bytes) in [(3, 4 << 10), (3, 128 << 10), (-7, 128 << 10), (3, 256 << 10)] {
+        let [store, out] = ["store", "out"].map(|name| dir.path().join(format!("{name}{level}-{frame_bytes}")));
         let frame_bytes = std::num::NonZeroU32::new(frame_bytes).unwrap();
-        ours(&tree, &store, Encoding::ZstdSeekable { level: 3, frame_bytes });
+        ours(&tree, &store, Encoding::ZstdSeekable { level, frame_bytes });
         puzzlefs(&["extract", &format!("{}:x", store.display()), out.to_str().unwrap()]);
-        assert_eq!(without_modes(&out), without_modes(&tree), "frames of {frame_bytes} bytes");
+        assert_eq!(without_modes(&out), without_modes(&tree), "level {level}, frames of {frame_bytes} bytes");
     }
 }
 

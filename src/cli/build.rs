@@ -35,8 +35,8 @@ pub struct Args {
     /// How much of a chunk is compressed as one frame.
     #[arg(long, value_name = "SIZE", requires = "compress")]
     frame_size: Option<ByteCount>,
-    /// The zstd level.
-    #[arg(long, requires = "compress", value_parser = clap::value_parser!(i32).range(1..=19))]
+    /// The zstd level, -7 to 19. Negative ones compress less, and are read faster.
+    #[arg(long, requires = "compress", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-7..=19))]
     level: Option<i32>,
     /// One JSON document.
     #[arg(long)]

@@ -26,9 +26,9 @@ pub enum Encoding {
 impl Encoding {
     /// The zstd level of puzzlefs.
     pub const LEVEL_DEFAULT: i32 = 3;
-    /// 64 KiB; puzzlefs has 4 KiB. Measured on a /usr/share of 548 MB: 282 MB with 4 KiB, 262 with 16, 251 with 64, 247 with
-    /// 256. A reader that decodes whole chunks, as ours does, gains nothing from smaller ones.
-    pub const FRAME_BYTES_DEFAULT: NonZeroU32 = NonZeroU32::new(64 << 10).expect("not zero");
+    /// 128 KiB, which most chunks fit into; puzzlefs has 4 KiB. Smaller frames are read more slowly and take more room; larger ones
+    /// give little more, and who wants a page has to decode all of one. `docs/performance.md` has the figures.
+    pub const FRAME_BYTES_DEFAULT: NonZeroU32 = NonZeroU32::new(128 << 10).expect("not zero");
 
     /// Compressed with the default level and frame size.
     pub fn zstd() -> Self {

@@ -1,6 +1,11 @@
 //! What the collector knows when it plans.
 
-use std::{collections::HashSet, path::PathBuf, thread};
+use std::{
+    collections::HashSet,
+    panic::resume_unwind,
+    path::PathBuf,
+    thread::{self, ScopedJoinHandle},
+};
 
 use crate::{
     format::{DescriptorDigest, IndexDocument, references_in_text},
@@ -172,9 +177,12 @@ impl Facts {
         check_collectable(store)?;
         watch.event(Event::Phase("reading what every image needs"));
         let (marks, earlier) = thread::scope(|threads| {
-            let earlier = threads.spawn(|| store.inventory_of(|digest| scope.has(digest)));
+            let list = || store.inventory_of(|digest| scope.has(digest));
+            // Without the thread everything is looked at after the walk.
+            let listing = thread::Builder::new().spawn_scoped(threads, list).ok();
             let marks = Marks::gather(store, roots, now_seconds);
-            (marks, earlier.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            let join = |listing: ScopedJoinHandle<'_, _>| listing.join().unwrap_or_else(|panic| resume_unwind(panic));
+            (marks, listing.map_or_else(|| Ok(Inventory::default()), join))
         });
         let marks = marks?;
         watch.event(Event::Phase("listing blobs"));

@@ -200,7 +200,8 @@ impl BlobSource for Store {
         let readers = (READERS_PER_PROCESSOR * thread::available_parallelism().map_or(1, usize::from)).min(READERS_MAX);
         thread::scope(move |threads| {
             for tell in iter::repeat_n(tell, readers) {
-                threads.spawn(move || learn_rest(self, documents, next, &tell));
+                // Where there is no thread to be had, the walk reads what nobody else has read.
+                let _ = thread::Builder::new().spawn_scoped(threads, move || learn_rest(self, documents, next, &tell));
             }
             let mut is_learned = vec![false; documents.len()];
             walk(&mut |place| await_learned(place, &mut is_learned, &told))
