@@ -2,11 +2,11 @@
 //!
 //! Media types lie, so a manifest and an index are read by one reader that follows whatever lists it finds.
 
-use std::{fmt, marker::PhantomData};
+use std::{borrow::Cow, fmt};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{SeqAccess, Visitor},
+    de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
 use super::{DescriptorDigest, FormatError, index::RawDescriptor};
@@ -38,84 +38,48 @@ pub struct Link {
     pub size: u64,
 }
 
-/// What a mount wants to know of a manifest.
-#[derive(Debug, PartialEq, Eq)]
-pub struct RootfsOfManifest {
-    /// The rootfs, if this is a puzzlefs image: the first layer that is one.
-    pub rootfs: Option<DescriptorDigest>,
-    /// Whether it is an index rather than a manifest.
-    pub is_index: bool,
-}
-
 #[derive(Deserialize)]
-#[serde(bound(deserialize = "K: Keep, 'de: 'a"))]
-struct RawManifest<'a, K> {
+struct RawManifest<'a> {
     #[serde(default)]
-    manifests: Option<Links<K>>,
+    manifests: Option<Links>,
     #[serde(borrow, default)]
     config: Option<RawDescriptor<'a>>,
     #[serde(default)]
-    layers: Option<Links<K>>,
+    layers: Option<Links>,
     #[serde(default)]
-    blobs: Option<Links<K>>,
+    blobs: Option<Links>,
     #[serde(borrow, default)]
     subject: Option<RawDescriptor<'a>>,
 }
 
-/// What is kept of a list of links, of which a manifest may have a hundred thousand.
-trait Keep: Default {
-    fn keep(&mut self, link: Link);
-}
-
-impl Keep for Vec<Link> {
-    fn keep(&mut self, link: Link) {
-        self.push(link);
-    }
-}
-
-/// The first rootfs, and whether there is anything at all.
-#[derive(Default)]
-struct FirstRootfs {
-    rootfs: Option<DescriptorDigest>,
-    has_links: bool,
-}
-
-impl Keep for FirstRootfs {
-    fn keep(&mut self, link: Link) {
-        self.has_links = true;
-        if self.rootfs.is_none() && link.kind == MediaKind::Rootfs {
-            self.rootfs = Some(link.digest);
-        }
-    }
-}
-
 /// A list of descriptors, each examined as it comes.
-struct Links<K> {
-    kept: K,
+#[derive(Default)]
+struct Links {
+    kept: Vec<Link>,
     /// The first that has no digest, and its place in the list: to be told when all of the text is known to be JSON.
     problem: Option<(usize, DigestError)>,
 }
 
-impl<'de, K: Keep> Deserialize<'de> for Links<K> {
+impl<'de> Deserialize<'de> for Links {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(LinksVisitor(PhantomData))
+        deserializer.deserialize_seq(LinksVisitor)
     }
 }
 
-struct LinksVisitor<K>(PhantomData<K>);
+struct LinksVisitor;
 
-impl<'de, K: Keep> Visitor<'de> for LinksVisitor<K> {
-    type Value = Links<K>;
+impl<'de> Visitor<'de> for LinksVisitor {
+    type Value = Links;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("a list of descriptors")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Links<K>, A::Error> {
-        let (mut links, mut at) = (Links { kept: K::default(), problem: None }, 0);
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Links, A::Error> {
+        let (mut links, mut at) = (Links::default(), 0);
         while let Some(raw) = list.next_element::<RawDescriptor<'de>>()? {
             match raw.digest() {
-                Ok(digest) => links.kept.keep(Link { kind: raw.kind(), digest, size: raw.size() }),
+                Ok(digest) => links.kept.push(Link { kind: raw.kind(), digest, size: raw.size() }),
                 Err(source) => links.problem = links.problem.or(Some((at, source))),
             }
             at += 1;
@@ -124,9 +88,50 @@ impl<'de, K: Keep> Visitor<'de> for LinksVisitor<K> {
     }
 }
 
+/// Reads a manifest as far as its first rootfs, and keeps that.
+#[derive(Default)]
+struct FirstRootfs(Option<DescriptorDigest>);
+
+impl<'de> Visitor<'de> for &mut FirstRootfs {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a manifest")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
+        while let Some(name) = fields.next_key::<Cow<'de, str>>()? {
+            match &*name {
+                "layers" => fields.next_value_seed(&mut *self)?,
+                _ => drop(fields.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends in the middle of the list where it finds one, for which the parser then has an error.
+    fn visit_seq<A: SeqAccess<'de>>(self, mut layers: A) -> Result<(), A::Error> {
+        while let Some(layer) = layers.next_element::<RawDescriptor<'de>>()? {
+            if layer.kind() == MediaKind::Rootfs {
+                self.0 = layer.digest().ok();
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for &mut FirstRootfs {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, layers: D) -> Result<(), D::Error> {
+        layers.deserialize_seq(self)
+    }
+}
+
 const WHAT: &str = "the manifest";
 
-impl<'a, K: Keep> RawManifest<'a, K> {
+impl<'a> RawManifest<'a> {
     fn parse(bytes: &'a [u8]) -> Result<Self, FormatError> {
         // A text that is known to be UTF-8 as a whole is not examined again for each string. What is not may still be JSON as
         // far as it is looked at.
@@ -144,7 +149,7 @@ impl ManifestDocument {
     /// Reads a manifest or an index. A JSON object that has none of the lists of either is an error: it would look like an
     /// image that needs nothing.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
-        let raw = RawManifest::<Vec<Link>>::parse(bytes)?;
+        let raw = RawManifest::parse(bytes)?;
         Ok(Self {
             manifests: links("manifests", raw.manifests)?,
             config: link("config", raw.config)?,
@@ -154,16 +159,13 @@ impl ManifestDocument {
         })
     }
 
-    /// The same, where nothing but the rootfs is of interest: it refuses what [`Self::parse`] refuses, and keeps no list.
-    pub fn parse_for_rootfs(bytes: &[u8]) -> Result<RootfsOfManifest, FormatError> {
-        let raw = RawManifest::<FirstRootfs>::parse(bytes)?;
-        links("manifests", raw.manifests)?;
-        let config = link("config", raw.config)?;
-        let layers = links("layers", raw.layers)?;
-        let blobs = links("blobs", raw.blobs)?;
-        link("subject", raw.subject)?;
-        let is_index = config.is_none() && !layers.has_links && !blobs.has_links;
-        Ok(RootfsOfManifest { rootfs: layers.rootfs, is_index })
+    /// The first rootfs among the layers, for who wants nothing else: what comes after it is not looked at. `None` where none
+    /// is found, or the text is no manifest; [`Self::parse`] tells.
+    pub fn first_rootfs(bytes: &[u8]) -> Option<DescriptorDigest> {
+        let mut first = FirstRootfs::default();
+        // Whether it fails is of no interest: it does when it has found one, too.
+        let _ = serde_json::Deserializer::from_slice(bytes).deserialize_map(&mut first);
+        first.0
     }
 
     /// Whether it is an index rather than a manifest.
@@ -183,11 +185,11 @@ fn link(name: &str, raw: Option<RawDescriptor<'_>>) -> Result<Option<Link>, Form
     Ok(Some(Link { kind: raw.kind(), digest, size: raw.size() }))
 }
 
-fn links<K: Keep>(name: &str, list: Option<Links<K>>) -> Result<K, FormatError> {
+fn links(name: &str, list: Option<Links>) -> Result<Vec<Link>, FormatError> {
     match list {
         Some(Links { problem: Some((at, source)), .. }) => Err(bad_digest(name, at, source)),
         Some(Links { kept, .. }) => Ok(kept),
-        None => Ok(K::default()),
+        None => Ok(Vec::new()),
     }
 }
 
@@ -216,34 +218,27 @@ mod tests {
     fn documents_that_would_need_nothing_are_refused() {
         for bad in ["{}", "[]", r#"{"schemaVersion":2}"#, r#"{"layers":null}"#, "e30=", ""] {
             assert!(ManifestDocument::parse(bad.as_bytes()).is_err(), "{bad}");
-            assert!(ManifestDocument::parse_for_rootfs(bad.as_bytes()).is_err(), "{bad}");
+            assert_eq!(ManifestDocument::first_rootfs(bad.as_bytes()), None, "{bad}");
         }
     }
 
     #[test]
-    fn whoever_wants_the_rootfs_alone_is_told_the_same() {
-        let digest = Digest::of(b"x").to_oci();
+    fn the_first_rootfs_is_that_of_the_whole_manifest_whatever_comes_after_it() {
+        let of = |bytes: &[u8]| Digest::of(bytes).to_oci();
         let one = |media: &str, digest: &str| format!(r#"{{"mediaType":"{media}","digest":"{digest}"}}"#);
-        let (rootfs, chunk) = (one(crate::name::ROOTFS, &digest), one(crate::name::CHUNK, &digest));
-        let (wrong, other) = (one("", "sha256:12"), one(crate::name::ROOTFS, "sha512:ab"));
-        let lists = [&rootfs, &chunk, &wrong, &other].map(|one| format!("[{chunk},{one}]"));
-        let texts = lists.iter().flat_map(|list| {
-            let fields = ["manifests", "layers", "blobs", "unknown"];
-            fields.map(|field| format!(r#"{{"{field}":{list},"config":{chunk}}}"#)).into_iter().chain([
-                format!(r#"{{"manifests":{list}}}"#),
-                format!(r#"{{"layers":{list},"subject":{wrong}}}"#),
-                format!(r#"{{"layers":{list}, torn"#),
-            ])
-        });
-        for text in texts {
-            let all = ManifestDocument::parse(text.as_bytes());
-            let alone = ManifestDocument::parse_for_rootfs(text.as_bytes());
-            let expected = all.map(|document| RootfsOfManifest {
-                rootfs: document.rootfs().map(|link| link.digest.clone()),
-                is_index: document.is_index(),
-            });
-            assert_eq!(alone.map_err(|error| error.to_string()), expected.map_err(|error| error.to_string()), "{text}");
+        let (rootfs, chunk) = (one(crate::name::ROOTFS, &of(b"r")), one(crate::name::CHUNK, &of(b"c")));
+        let (again, other) = (one(crate::name::ROOTFS, &of(b"again")), one(crate::name::ROOTFS, "sha512:ab"));
+        let lists = ["", &rootfs, &chunk, &other].map(|first| [first, &chunk, &again].map(str::to_owned));
+        for list in lists.map(|list| list.into_iter().filter(|one| !one.is_empty()).collect::<Vec<_>>().join(",")) {
+            for field in ["layers", "manifests", "blobs", "unknown"] {
+                let text = format!(r#"{{"config":{chunk},"{field}":[{list}],"subject":{chunk}}}"#);
+                let whole = ManifestDocument::parse(text.as_bytes()).unwrap();
+                let expected = whole.rootfs().map(|link| link.digest.clone());
+                assert_eq!(ManifestDocument::first_rootfs(text.as_bytes()), expected, "{text}");
+            }
         }
+        let torn = format!(r#"{{"layers":[{chunk},{rootfs},{{"medi"#);
+        assert_eq!(ManifestDocument::first_rootfs(torn.as_bytes()), Some(DescriptorDigest::Sha256(Digest::of(b"r"))));
     }
 
     #[test]

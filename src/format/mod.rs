@@ -19,7 +19,7 @@ pub use chunks_named::chunks_named_plainly;
 pub use error::FormatError;
 pub use file_map::{FileMap, Piece};
 pub use index::{Descriptor, DescriptorDigest, IndexDocument, IndexEntry, Platform, REF_NAME};
-pub use manifest::{Link, ManifestDocument, RootfsOfManifest, references_in_text};
+pub use manifest::{Link, ManifestDocument, references_in_text};
 pub use message::message_length;
 pub use message_writer::MessageSink;
 pub use path_name::{NameError, check_name};

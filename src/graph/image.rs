@@ -146,32 +146,43 @@ pub fn load_image<S: BlobSource + ?Sized>(
     load_image_into(source, digest, kind, |rootfs| rootfs)
 }
 
-/// The same, for `make` to make something of the rootfs. Where its digest turns out to be wrong, that is thrown away.
+/// The same, for `make` to make something of the rootfs. Where a digest turns out to be wrong, that is thrown away.
 pub fn load_image_into<S: BlobSource + ?Sized, T>(
     source: &S,
     digest: &Digest,
     kind: MediaKind,
     make: impl FnOnce(Rootfs) -> T,
 ) -> Result<LoadedImage<T>, ImageError> {
-    let rootfs_digest = match kind {
-        MediaKind::Rootfs => *digest,
-        _ => rootfs_of_manifest(source, digest)?,
-    };
-    let (rootfs, rootfs_bytes) = read_rootfs_into(source, &rootfs_digest, make).map_err(|problem| match problem {
-        RootfsProblem::Store(error) => ImageError::Store(error),
-        RootfsProblem::Format(source) => ImageError::Rootfs { digest: rootfs_digest, source },
-    })?;
-    Ok(LoadedImage { manifest: ManifestId(*digest), rootfs_id: RootfsId(rootfs_digest), rootfs, rootfs_bytes })
+    let load = |id: &Digest| load_rootfs(source, ManifestId(*digest), id, make);
+    match kind {
+        MediaKind::Rootfs => load(digest),
+        // The rootfs is loaded while the manifest is hashed.
+        _ => source.read_into(digest, DOCUMENT_BYTES_MAX, |bytes| load(&rootfs_of_manifest(digest, bytes)?))?,
+    }
 }
 
-fn rootfs_of_manifest<S: BlobSource + ?Sized>(source: &S, digest: &Digest) -> Result<Digest, ImageError> {
-    let document = source.read_into(digest, DOCUMENT_BYTES_MAX, ManifestDocument::parse_for_rootfs)?;
-    let document = document.map_err(|source| ImageError::Manifest { digest: *digest, source })?;
+fn load_rootfs<S: BlobSource + ?Sized, T>(
+    source: &S,
+    manifest: ManifestId,
+    id: &Digest,
+    make: impl FnOnce(Rootfs) -> T,
+) -> Result<LoadedImage<T>, ImageError> {
+    let (rootfs, rootfs_bytes) = read_rootfs_into(source, id, make).map_err(|problem| match problem {
+        RootfsProblem::Store(error) => ImageError::Store(error),
+        RootfsProblem::Format(source) => ImageError::Rootfs { digest: *id, source },
+    })?;
+    Ok(LoadedImage { manifest, rootfs_id: RootfsId(*id), rootfs, rootfs_bytes })
+}
+
+fn rootfs_of_manifest(digest: &Digest, bytes: &[u8]) -> Result<Digest, ImageError> {
     let not = |what| ImageError::NotPuzzlefs { digest: *digest, what };
-    match document.rootfs {
+    match ManifestDocument::first_rootfs(bytes) {
         Some(DescriptorDigest::Sha256(rootfs)) => Ok(rootfs),
         Some(DescriptorDigest::Other(text)) => Err(ImageError::Algorithm(text)),
-        None if document.is_index => Err(not("an index of several images")),
-        None => Err(not("an image of another kind")),
+        None => match ManifestDocument::parse(bytes) {
+            Ok(document) if document.is_index() => Err(not("an index of several images")),
+            Ok(_) => Err(not("an image of another kind")),
+            Err(source) => Err(ImageError::Manifest { digest: *digest, source }),
+        },
     }
 }
