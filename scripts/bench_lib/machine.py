@@ -2,6 +2,8 @@
 import contextlib, fcntl, os, platform, re, shutil, subprocess, sys, tempfile, time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Where cargo puts what it builds.
+TARGET = os.path.join(ROOT, os.environ.get("CARGO_TARGET_DIR", "target"))
 APT = {"mksquashfs": "squashfs-tools", "mkfs.erofs": "erofs-utils", "squashfuse_ll": "squashfuse",
        "debootstrap": "debootstrap", "fusermount3": "fuse3", "cmake": "cmake", "strace": "strace", "time": "time",
        "valgrind": "valgrind"}
@@ -27,7 +29,7 @@ def say(text):
 
 
 def example(name):
-    return os.path.join(ROOT, "target/release/examples", name)
+    return os.path.join(TARGET, "release/examples", name)
 
 
 def install(tools):
