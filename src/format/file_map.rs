@@ -9,6 +9,7 @@ use crate::name::ChunkId;
 pub struct FileMap<'a> {
     pub(super) records: &'a [ChunkRecord],
     pub(super) digests: &'a [ChunkId],
+    pub(super) compressed: &'a [bool],
 }
 
 /// One stretch of a file: `len` bytes from `file_offset` on are the bytes of the decoded chunk from `blob.offset` on.
@@ -43,6 +44,12 @@ impl<'a> FileMap<'a> {
     /// The chunks of the layer that this map is in: [`super::Layer::chunks`], which [`Piece::slot`] counts in.
     pub fn layer_chunks(&self) -> &'a [ChunkId] {
         self.digests
+    }
+
+    /// The begin of the chunk in a slot of the layer, stored as the first file that names it says. Panics where there is none.
+    pub fn layer_chunk(&self, slot: u32) -> BlobRef {
+        let slot = slot as usize;
+        BlobRef { chunk: self.digests[slot], offset: 0, compressed: self.compressed[slot] }
     }
 
     /// All stretches in order.

@@ -75,6 +75,8 @@ pub struct Layer {
     xattrs: Vec<XattrRecord>,
     bytes: Vec<u8>,
     digests: Vec<ChunkId>,
+    /// Of each of the digests, whether the file that named it first says that it is compressed.
+    compressed: Vec<bool>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -325,6 +327,7 @@ impl<'a> Inode<'a> {
             KindRecord::File(chunks) => Kind::File(FileMap {
                 records: &layer.chunks[chunks.start as usize..chunks.end as usize],
                 digests: &layer.digests,
+                compressed: &layer.compressed,
             }),
             KindRecord::Symlink(target) => Kind::Symlink(layer.slice(target)),
             KindRecord::Socket => Kind::Socket,
@@ -508,6 +511,7 @@ impl LayerBuilder {
         self.layer.inodes.reserve(inodes);
         self.layer.entries.reserve(inodes);
         self.layer.digests.reserve(chunks);
+        self.layer.compressed.reserve(chunks);
         self.layer.chunks.reserve(chunks);
         self.slots.reserve(chunks, |_| unreachable!("it is empty"));
         self
@@ -541,6 +545,7 @@ impl LayerBuilder {
         self.layer.chunks.shrink_to_fit();
         self.layer.bytes.shrink_to_fit();
         self.layer.digests.shrink_to_fit();
+        self.layer.compressed.shrink_to_fit();
         Ok(self.layer)
     }
 
@@ -592,7 +597,7 @@ impl LayerBuilder {
         let mut end = 0u64;
         for piece in pieces {
             let (blob, len) = piece?;
-            let slot = self.slot(ino, blob.chunk)?;
+            let slot = self.slot(ino, &blob)?;
             if len == 0 {
                 continue;
             }
@@ -606,8 +611,9 @@ impl LayerBuilder {
         self.range(ino, start, self.layer.chunks.len())
     }
 
-    fn slot(&mut self, ino: u64, chunk: ChunkId) -> Result<u32, FormatError> {
-        let Self { layer: Layer { digests, .. }, slots, hasher, .. } = self;
+    fn slot(&mut self, ino: u64, blob: &BlobRef) -> Result<u32, FormatError> {
+        let Self { layer: Layer { digests, compressed, .. }, slots, hasher, .. } = self;
+        let chunk = blob.chunk;
         let at = |slot: &u32| digests[*slot as usize];
         match slots.entry(hasher.hash_one(chunk), |slot| at(slot) == chunk, |slot| hasher.hash_one(at(slot))) {
             Entry::Occupied(known) => Ok(*known.get()),
@@ -616,6 +622,7 @@ impl LayerBuilder {
                 let slot = slot.map_err(|_| FormatError::inode(self.depth, ino, "too many chunks"))?;
                 free.insert(slot);
                 digests.push(chunk);
+                compressed.push(blob.compressed);
                 Ok(slot)
             }
         }

@@ -114,7 +114,7 @@ impl Image {
         match self.view.file_map(ino.0) {
             Some(map) => {
                 if let Some(push) = self.push.get() {
-                    push.note(ino.0, offset, map.size());
+                    push.note(ino.0, offset, map.size(), self.chunks.has_lost(map));
                 }
                 self.chunks.read_at(ino.0, map, offset, out).map_err(|_| Trouble::Damage)
             }

@@ -62,6 +62,8 @@ struct Run {
     next: u64,
     /// How many inodes are pushed at a time.
     window: u64,
+    /// Whether it asks for what has been read before.
+    reads_again: bool,
 }
 
 /// What is pushed, and where to.
@@ -106,13 +108,13 @@ impl Push {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Hears that the kernel asks for a file that is `size` long, from `offset` on.
-    pub(super) fn note(&self, ino: u64, offset: u64, size: u64) {
+    /// Hears that the kernel asks for a file that is `size` long, from `offset` on, and whether it was read before.
+    pub(super) fn note(&self, ino: u64, offset: u64, size: u64, again: bool) {
         if offset > 0 || size > FILE_BYTES_MAX {
             return;
         }
         let mut state = self.shared.lock();
-        if let Some(inodes) = state.run.note(ino) {
+        if let Some(inodes) = state.run.note(ino, again) {
             state.inodes = Some(inodes);
             drop(state);
             self.shared.changed.notify_one();
@@ -168,13 +170,14 @@ impl Shared {
 
 impl Run {
     /// Which inodes are to be pushed, now that this one was asked for.
-    fn note(&mut self, ino: u64) -> Option<Range<u64>> {
+    fn note(&mut self, ino: u64, again: bool) -> Option<Range<u64>> {
         let reached = self.next.max(self.last + 1);
         if ino <= self.last || ino >= reached.saturating_add(GAP_MAX) {
-            *self = Self { last: ino, next: ino.saturating_add(1), window: WINDOW_MIN / 2 };
+            *self = Self { last: ino, next: ino.saturating_add(1), window: WINDOW_MIN / 2, reads_again: again };
             return None;
         }
         self.last = ino;
+        self.reads_again |= again;
         if ino.saturating_add(self.window / 2) < self.next {
             return None;
         }
@@ -195,8 +198,8 @@ impl Run {
 }
 
 impl Pusher {
-    /// Pushes the small files among these inodes, up to the first that the kernel does not know: it has not listed the
-    /// directory.
+    /// Pushes the small files among these inodes, up to the first that the kernel does not know, since it has not listed the
+    /// directory, or that was read before: the kernel has it.
     fn push(&mut self, inodes: Range<u64>) -> io::Result<()> {
         let mut left = PUSHED_BYTES_MAX;
         for ino in inodes {
@@ -234,6 +237,9 @@ impl Pusher {
     /// What is damaged is not pushed; who asks for it hears so.
     fn store(&mut self, ino: u64, size: u64) -> io::Result<()> {
         let Some(map) = self.view.file_map(ino) else { return Ok(()) };
+        if self.chunks.has_lost(map) && !self.shared.lock().run.reads_again {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
         self.buffer.resize(FILE_BYTES_MAX as usize, 0);
         let buffer = &mut self.buffer[..size as usize];
         match self.chunks.read_at(ino, map, 0, buffer) {
@@ -279,14 +285,14 @@ mod tests {
     #[test]
     fn one_file_is_no_run_and_a_run_is_pushed_in_growing_windows() {
         let mut run = Run::default();
-        assert_eq!(run.note(100), None);
-        assert_eq!(run.note(101), Some(102..109));
-        assert_eq!(run.note(103), None, "faster than the push, which goes on");
-        assert_eq!(run.note(111), Some(112..127));
+        assert_eq!(run.note(100, false), None);
+        assert_eq!(run.note(101, false), Some(102..109));
+        assert_eq!(run.note(103, false), None, "faster than the push, which goes on");
+        assert_eq!(run.note(111, false), Some(112..127));
         let mut windows = 0;
         while windows < 300 {
             let next = run.next;
-            let due = run.note(next).unwrap();
+            let due = run.note(next, false).unwrap();
             assert!(due.start == next + 1 && due.end - due.start < WINDOW_MAX, "{due:?}");
             windows += due.end - due.start;
         }
@@ -306,19 +312,19 @@ mod tests {
     fn who_jumps_or_goes_back_is_not_helped() {
         let mut run = Run::default();
         for ino in [500, 100, 900, 600, 599, 598] {
-            assert_eq!(run.note(ino), None, "{ino}");
+            assert_eq!(run.note(ino, false), None, "{ino}");
         }
-        assert_eq!(run.note(u64::MAX - 1), None);
+        assert_eq!(run.note(u64::MAX - 1, false), None);
     }
 
     #[test]
     fn a_push_that_stops_goes_on_with_the_next_request() {
         let mut run = Run::default();
-        run.note(100);
-        assert_eq!(run.note(101), Some(102..109));
+        run.note(100, false);
+        assert_eq!(run.note(101, false), Some(102..109));
         run.stopped_at(104);
-        assert_eq!(run.note(104), Some(105..120));
+        assert_eq!(run.note(104, false), Some(105..120));
         run.stopped_at(103);
-        assert_eq!(run.note(105), None, "what was read already does not count");
+        assert_eq!(run.note(105, false), None, "what was read already does not count");
     }
 }

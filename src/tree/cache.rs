@@ -1,8 +1,8 @@
-//! What is kept of chunks for the next read: open descriptors, decoded bytes. Both are bounded, and what was not used
-//! since the last round goes first ("second chance").
+//! What is kept of chunks for the next read: open descriptors, decoded bytes. Both are bounded, and what came or was used the
+//! longest time ago goes first: what was prepared for a reader has to outlive what he has read before.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::Hash,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
@@ -16,24 +16,30 @@ pub(super) type Decoded = Arc<Vec<u8>>;
 pub(super) struct Bounded<K, V> {
     capacity: usize,
     weight: usize,
+    /// How often something came or was used.
+    clock: u64,
     held: HashMap<K, Held<V>>,
-    queue: VecDeque<K>,
+    /// The keys by when they came or were used.
+    order: BTreeMap<u64, K>,
 }
 
 struct Held<V> {
     value: V,
     weight: usize,
-    used: bool,
+    last_use: u64,
 }
 
 impl<K: Copy + Eq + Hash, V: Clone> Bounded<K, V> {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { capacity, weight: 0, held: HashMap::new(), queue: VecDeque::new() }
+        Self { capacity, weight: 0, clock: 0, held: HashMap::new(), order: BTreeMap::new() }
     }
 
     pub(super) fn get(&mut self, key: &K) -> Option<V> {
         let held = self.held.get_mut(key)?;
-        held.used = true;
+        self.order.remove(&held.last_use);
+        self.clock += 1;
+        held.last_use = self.clock;
+        self.order.insert(self.clock, *key);
         Some(held.value.clone())
     }
 
@@ -42,27 +48,15 @@ impl<K: Copy + Eq + Hash, V: Clone> Bounded<K, V> {
         if weight > self.capacity || self.held.contains_key(&key) {
             return;
         }
-        while self.weight + weight > self.capacity {
-            self.evict_one();
+        while self.weight + weight > self.capacity
+            && let Some((_, oldest)) = self.order.pop_first()
+        {
+            self.weight -= self.held.remove(&oldest).map_or(0, |held| held.weight);
         }
         self.weight += weight;
-        self.held.insert(key, Held { value, weight, used: false });
-        self.queue.push_back(key);
-    }
-
-    fn evict_one(&mut self) {
-        while let Some(oldest) = self.queue.pop_front() {
-            match self.held.get_mut(&oldest) {
-                Some(held) if held.used => {
-                    held.used = false;
-                    self.queue.push_back(oldest);
-                }
-                _ => {
-                    self.weight -= self.held.remove(&oldest).map_or(0, |held| held.weight);
-                    return;
-                }
-            }
-        }
+        self.clock += 1;
+        self.held.insert(key, Held { value, weight, last_use: self.clock });
+        self.order.insert(self.clock, key);
     }
 }
 
@@ -170,6 +164,17 @@ mod tests {
         }
         cache.insert(chunk(99), 99, 101);
         assert_eq!(cache.get(&chunk(99)), None, "over the capacity on its own");
+    }
+
+    #[test]
+    fn what_was_prepared_is_there_when_its_turn_comes() {
+        let mut cache = Bounded::new(6);
+        (0..2).for_each(|number| cache.insert(chunk(number), number, 1));
+        for number in 2..50 {
+            cache.insert(chunk(number), number, 1);
+            assert_eq!(cache.get(&chunk(number - 2)), Some(number - 2), "prepared two steps ahead");
+            assert_eq!((cache.order.len(), cache.held.len()), (cache.held.len(), cache.weight));
+        }
     }
 
     #[test]

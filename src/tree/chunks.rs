@@ -155,16 +155,24 @@ impl ChunkReader {
         Some(AtHand { file_offset: piece.file_offset, chunk, range: start..end })
     }
 
+    /// Whether the chunk that a file begins in was verified before, and is not in memory any more: then this file, or another that
+    /// shares the chunk, was read some time ago.
+    pub fn has_lost(&self, map: FileMap<'_>) -> bool {
+        map.pieces().next().is_some_and(|piece| self.loader.has_lost(&StoredChunk::of(piece.blob)))
+    }
+
     /// Finds out whether these pieces, which one read asks for, are on somebody's way along the stream of files.
     fn follow(&self, map: FileMap<'_>, mut pieces: impl Iterator<Item = Piece>) -> Pattern {
         let Some(first) = pieces.next() else { return Pattern::Random };
         let last = pieces.last().map_or(first.slot, |last| last.slot);
-        let Some(due) = self.streams.touch(map.layer_chunks(), first.slot, last) else { return Pattern::Random };
+        let again = self.loader.has_lost(&StoredChunk::of(first.blob));
+        let Some(due) = self.streams.touch(map.layer_chunks(), first.slot, last, again) else { return Pattern::Random };
         if let Some(ahead) = &self.ahead
-            && !due.is_empty()
+            && !due.slots.is_empty()
         {
-            let next = &map.layer_chunks()[due.start as usize..due.end as usize];
-            ahead.load(next.iter().map(|chunk| StoredChunk { chunk: *chunk, compressed: first.blob.compressed }));
+            let next = due.slots.map(|slot| StoredChunk::of(map.layer_chunk(slot)));
+            // What was read before is in the kernel's page cache; who comes to it asks for nothing, or shows that it is not.
+            ahead.load(next.filter(|chunk| due.again || !self.loader.has_lost(chunk)));
         }
         Pattern::Stream
     }

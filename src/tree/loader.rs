@@ -17,7 +17,7 @@ use super::{
     decode::Decoders,
 };
 use crate::{
-    format::Piece,
+    format::{BlobRef, Piece},
     name::{ChunkId, Digest},
 };
 
@@ -26,6 +26,12 @@ use crate::{
 pub(super) struct StoredChunk {
     pub(super) chunk: ChunkId,
     pub(super) compressed: bool,
+}
+
+impl StoredChunk {
+    pub(super) fn of(blob: BlobRef) -> Self {
+        Self { chunk: blob.chunk, compressed: blob.compressed }
+    }
 }
 
 /// How the chunk at hand was come to.
@@ -73,7 +79,7 @@ impl Loader {
     pub(super) fn read(&self, piece: &Piece, skip: u64, out: &mut [u8], pattern: Pattern) -> Result<(), ChunkFault> {
         let needs = piece.blob.offset + piece.len;
         let from = piece.blob.offset + skip;
-        let stored = StoredChunk { chunk: piece.blob.chunk, compressed: piece.blob.compressed };
+        let stored = StoredChunk::of(piece.blob);
         match stored.compressed {
             true => self.read_compressed(stored, from, needs, out, pattern),
             false => self.read_plain(stored, from, needs, out),
@@ -90,7 +96,12 @@ impl Loader {
 
     /// The decoded bytes of the chunk that a piece is in, if they are kept.
     pub(super) fn in_memory(&self, piece: &Piece) -> Option<Decoded> {
-        self.decoded.get(&StoredChunk { chunk: piece.blob.chunk, compressed: piece.blob.compressed })
+        self.decoded.get(&StoredChunk::of(piece.blob))
+    }
+
+    /// Whether it was loaded and verified before, and is not in memory any more.
+    pub(super) fn has_lost(&self, stored: &StoredChunk) -> bool {
+        self.verify == Verify::First && !self.is_unverified(&stored.chunk) && !self.decoded.has_or_expects(stored)
     }
 
     fn read_compressed(

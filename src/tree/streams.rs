@@ -20,10 +20,23 @@ struct Head {
     layer: usize,
     /// The chunk that was read last.
     at: u32,
+    /// The chunk that it began with.
+    start: u32,
     /// The first that nobody was told to prepare.
     unprepared: u32,
     /// How often it stayed at a chunk or went on to the next.
     steps: u32,
+    /// Whether it reads what has been read before.
+    reads_again: bool,
+}
+
+/// What to prepare for a reader.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Due {
+    /// The slots of the chunks.
+    pub(super) slots: Range<u32>,
+    /// Whether also those that were loaded before: it is such that it reads.
+    pub(super) again: bool,
 }
 
 /// More than this many readers at a time only lose what reading ahead would give.
@@ -31,35 +44,41 @@ const HEADS: usize = 8;
 /// Who reads here and there in a long file comes near where he was by chance now and then, but not twice in a row. What is
 /// prepared in vain costs more than a stream that is seen one read later.
 const STEPS_MIN: u32 = 2;
-/// How far ahead to prepare, in chunks of 64 KiB on average; and how few may be left before more are asked for.
+/// How far ahead to prepare at most, in chunks of 64 KiB on average. Who has come a little way is prepared for a little way: a walk
+/// that takes directories in another order than the stream goes forward by a few chunks, again and again, to come to what it has seen.
 const AHEAD_MAX: u32 = 24;
-const AHEAD_MIN: u32 = 16;
 
 impl Streams {
-    /// Notes that one read goes from the chunk in the slot `first` of a layer to the one in `last`. `None` if no reader has come along to it; else which chunks
-    /// to prepare.
-    pub(super) fn touch(&self, layer: &[ChunkId], first: u32, last: u32) -> Option<Range<u32>> {
+    /// Notes that one read goes from the chunk in the slot `first` of a layer to the one in `last`, and whether the first was
+    /// loaded before and is not in memory any more. `None` if no reader has come along to it; else which chunks to prepare.
+    pub(super) fn touch(&self, layer: &[ChunkId], first: u32, last: u32, again: bool) -> Option<Due> {
         let (layer, len) = (layer.as_ptr().addr(), u32::try_from(layer.len()).unwrap_or(u32::MAX));
         let mut heads = lock(&self.heads);
         let near = |head: &Head| head.layer == layer && (head.at == first || head.at.checked_add(1) == Some(first));
         let Some(which) = heads.iter().position(near) else {
             heads.rotate_right(1);
-            heads[0] = Head { layer, at: last, unprepared: last.saturating_add(1), steps: 0 };
+            let unprepared = last.saturating_add(1);
+            heads[0] = Head { layer, at: last, start: first, unprepared, steps: 0, reads_again: again };
             return None;
         };
         heads[..=which].rotate_right(1);
         let head = &mut heads[0];
         head.at = last;
         head.steps = head.steps.saturating_add(1);
-        if head.steps < STEPS_MIN {
-            return None;
+        head.reads_again |= again;
+        (head.steps >= STEPS_MIN).then(|| head.due(len))
+    }
+}
+
+impl Head {
+    fn due(&mut self, len: u32) -> Due {
+        let next = self.unprepared.max(self.at.saturating_add(1));
+        let ahead = self.at.saturating_sub(self.start).saturating_mul(2).clamp(1, AHEAD_MAX);
+        // More are asked for when a third has been read.
+        if next - self.at <= ahead * 2 / 3 + 1 {
+            self.unprepared = self.at.saturating_add(ahead + 1).min(len).max(next);
         }
-        let next = head.unprepared.max(last.saturating_add(1));
-        if next - last > AHEAD_MIN {
-            return Some(0..0);
-        }
-        head.unprepared = last.saturating_add(AHEAD_MAX + 1).min(len).max(next);
-        Some(next..head.unprepared)
+        Due { slots: next..self.unprepared.max(next), again: self.reads_again }
     }
 }
 
@@ -78,7 +97,7 @@ mod tests {
         let mut prepared = Vec::new();
         for slot in 0..50 {
             for again in 0..3 {
-                let due = streams.touch(&layer, slot, slot);
+                let due = streams.touch(&layer, slot, slot, false).map(|due| due.slots);
                 assert_eq!(due.is_none(), slot == 0 && again < STEPS_MIN);
                 prepared.extend(due.into_iter().flatten());
             }
@@ -90,21 +109,32 @@ mod tests {
     #[test]
     fn a_read_across_chunks_is_one_step_and_reading_ahead_begins_behind_it() {
         let (streams, layer) = (Streams::default(), layer(1000));
-        assert_eq!(streams.touch(&layer, 10, 12), None);
-        assert_eq!(streams.touch(&layer, 12, 14), None);
-        assert_eq!(streams.touch(&layer, 15, 17), Some(18..18 + AHEAD_MAX));
+        let touch = |first, last| streams.touch(&layer, first, last, false).map(|due| due.slots);
+        assert_eq!(touch(10, 12), None);
+        assert_eq!(touch(12, 14), None);
+        assert_eq!(touch(15, 17), Some(18..18 + 14), "twice as far as it has come");
+        assert_eq!(touch(18, 22), Some(32..22 + AHEAD_MAX + 1));
+        assert_eq!(touch(22, 30), Some(47..30 + AHEAD_MAX + 1));
+    }
+
+    #[test]
+    fn who_reads_what_was_read_before_is_prepared_for_all_the_same() {
+        let (streams, layer) = (Streams::default(), layer(1000));
+        let again = |slot, again| streams.touch(&layer, slot, slot, again).map(|due| due.again);
+        assert_eq!([again(5, false), again(6, false), again(7, false)], [None, None, Some(false)]);
+        assert_eq!([again(8, true), again(9, false)], [Some(true), Some(true)], "it goes on like that");
     }
 
     #[test]
     fn readers_here_and_there_do_not_disturb_a_stream_and_are_none() {
         let (streams, layer) = (Streams::default(), layer(1000));
-        let touch = |slot| streams.touch(&layer, slot, slot);
+        let touch = |slot| streams.touch(&layer, slot, slot, false).map(|due| due.slots);
         assert_eq!(touch(499), None);
         assert_eq!(touch(500), None, "near by chance");
         for at in 0..7 {
             assert_eq!(touch(at * 37), None);
         }
-        assert_eq!(touch(501), Some(502..502 + AHEAD_MAX));
+        assert_eq!(touch(501), Some(502..506));
         assert_eq!(touch(999), None, "far away");
         assert_eq!(touch(999), None, "near by chance");
         assert_eq!(touch(999), Some(1000..1000), "the last one has none after it");
