@@ -435,7 +435,8 @@ fn a_directory_that_is_its_own_parent_is_refused_and_its_chunks_stay() {
     assert!(!check(&store, &CheckOptions::default(), &Silent).unwrap().is_sound());
 }
 
-/// Large ones are decoded while they are hashed, small ones before.
+/// Large ones are decoded while they are hashed, small ones before. Of a manifest the rest is hashed where its rootfs is among the
+/// first bytes, and all of it is read where something long stands before that.
 #[test]
 fn a_document_under_a_wrong_digest_is_refused_whatever_it_says() {
     let wrong = |store: &TestStore, digest: &Digest, kind, bytes: &[u8]| {
@@ -445,17 +446,21 @@ fn a_document_under_a_wrong_digest_is_refused_whatever_it_says() {
             other => panic!("{} bytes: {other:?}", bytes.len()),
         }
     };
-    for many in [1, 2000] {
+    for (many, long) in [(1, "behind"), (2000, "ahead"), (2000, "then")] {
         let store = empty();
         let chunk = store.put(b"chunk");
         let of = |len| rootfs(&[("file", &vec![(chunk, false, len); many])]);
         let manifest = |rootfs: Digest| {
             let layer = json!({"mediaType": ROOTFS, "digest": rootfs.to_oci(), "size": 1});
-            json!({"layers": [layer], "annotations": {"long": "x".repeat(many * 100)}}).to_string().into_bytes()
+            // Written by rising key.
+            json!({"layers": [layer], long: "x".repeat(many * 100)}).to_string().into_bytes()
         };
         let (good, other) = (store.put(&of(5)), store.put(&of(4)));
         let named = store.put(&manifest(good));
         assert_eq!(load_image(&store.store, &named, MediaKind::Manifest).unwrap().rootfs_id.0, good);
+        let at_the_end = manifest(good).len() - 3;
+        wrong(&store, &named, MediaKind::Manifest, &flipped(&manifest(good), at_the_end));
+        wrong(&store, &named, MediaKind::Manifest, &manifest(good)[..at_the_end]);
         wrong(&store, &named, MediaKind::Manifest, &manifest(other));
         wrong(&store, &named, MediaKind::Manifest, &vec![b'['; many * 100]);
         wrong(&store, &good, MediaKind::Rootfs, &of(4));

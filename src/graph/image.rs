@@ -153,11 +153,23 @@ pub fn load_image_into<S: BlobSource + ?Sized, T>(
     kind: MediaKind,
     make: impl FnOnce(Rootfs) -> T,
 ) -> Result<LoadedImage<T>, ImageError> {
-    let load = |id: &Digest| load_rootfs(source, ManifestId(*digest), id, make);
-    match kind {
-        MediaKind::Rootfs => load(digest),
-        // The rootfs is loaded while the manifest is hashed.
-        _ => source.read_into(digest, DOCUMENT_BYTES_MAX, |bytes| load(&rootfs_of_manifest(digest, bytes)?))?,
+    if kind == MediaKind::Rootfs {
+        return load_rootfs(source, ManifestId(*digest), digest, make);
+    }
+    let mut make = Some(make);
+    let mut load = |id: &Digest| {
+        let make = make.take().expect("an image is loaded once");
+        load_rootfs(source, ManifestId(*digest), id, make)
+    };
+    // Manifests begin with the rootfs. It is loaded while the rest, a row for each chunk, is hashed.
+    let loaded =
+        source.read_start_into(digest, DOCUMENT_BYTES_MAX, |start| match ManifestDocument::first_rootfs(start) {
+            Some(DescriptorDigest::Sha256(rootfs)) => Some(load(&rootfs)),
+            _ => None,
+        })?;
+    match loaded {
+        Some(loaded) => loaded,
+        None => source.read_into(digest, DOCUMENT_BYTES_MAX, |bytes| load(&rootfs_of_manifest(digest, bytes)?))?,
     }
 }
 

@@ -29,6 +29,17 @@ pub trait BlobSource {
         self.read(digest, limit).map(|bytes| make(&bytes))
     }
 
+    /// The same, but `make` gets no more than the first bytes, and gives `None` if these are too few for it. Then nothing is
+    /// said of the digest either.
+    fn read_start_into<T>(
+        &self,
+        digest: &Digest,
+        limit: u64,
+        make: impl FnOnce(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>, StoreError> {
+        self.read(digest, limit).map(|bytes| make(&bytes))
+    }
+
     /// What [`BlobSource::read`] gives, but `None` if the blob does not begin like a JSON object or list.
     fn read_json(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, StoreError>;
 
@@ -164,6 +175,15 @@ impl BlobSource for Store {
 
     fn read_into<T>(&self, digest: &Digest, limit: u64, make: impl FnOnce(&[u8]) -> T) -> Result<T, StoreError> {
         self.read_blob_into(digest, limit, make)
+    }
+
+    fn read_start_into<T>(
+        &self,
+        digest: &Digest,
+        limit: u64,
+        make: impl FnOnce(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>, StoreError> {
+        self.read_blob_start_into(digest, limit, make)
     }
 
     fn read_json(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {

@@ -120,6 +120,37 @@ impl Store {
         Ok(made)
     }
 
+    /// The same where the first bytes may be all that is needed: `make` gets no more than some of them, and gives `None` if
+    /// they are too few for it. Then `None` is given, and of the digest nothing is said. The blob is never in memory as a whole.
+    pub fn read_blob_start_into<T>(
+        &self,
+        digest: &Digest,
+        limit: u64,
+        make: impl FnOnce(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>, StoreError> {
+        let (file, path) = (self.open_blob(digest)?, self.blobs.join(&digest.to_string()));
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::WillNeed);
+        let mut start = vec![0; HASH_BUFFER_BYTES];
+        let len = file.read_at(&mut start, 0).at("read blob", &path)?;
+        start.truncate(len);
+        let hash = || hash_behind(&file, &start, limit);
+        let (made, hashed) = match len < HASHED_ASIDE_BYTES_MIN {
+            true => (make(&start), hash()),
+            false => thread::scope(|scope| {
+                let hashing = thread::Builder::new().spawn_scoped(scope, hash);
+                let made = make(&start);
+                let hashed = hashing.ok().and_then(|hashing| hashing.join().ok());
+                (made, hashed.unwrap_or_else(hash))
+            }),
+        };
+        let Some(made) = made else { return Ok(None) };
+        let Some((actual, len)) = hashed.at("read blob", path)? else {
+            return Err(StoreError::Damaged { digest: *digest, problem: over(limit) });
+        };
+        expect_digest(digest, actual, len)?;
+        Ok(Some(made))
+    }
+
     fn read_unchecked<B>(
         &self,
         digest: &Digest,
@@ -136,8 +167,7 @@ impl Store {
             }
         };
         let bytes = read(&file, limit).at("read blob", self.blobs.join(&name))?;
-        let problem = || format!("it has over {limit} bytes");
-        Ok((bytes.ok_or_else(|| StoreError::Damaged { digest: *digest, problem: problem() })?, stamp))
+        Ok((bytes.ok_or_else(|| StoreError::Damaged { digest: *digest, problem: over(limit) })?, stamp))
     }
 
     /// Whether a blob begins like a JSON object or list, white space aside.
@@ -200,6 +230,10 @@ const START_BYTES: u64 = 2048;
 /// Fewer bytes are hashed in less time than a thread takes to start: 64 KiB take 40 microseconds.
 const HASHED_ASIDE_BYTES_MIN: usize = 64 << 10;
 
+fn over(limit: u64) -> String {
+    format!("it has over {limit} bytes")
+}
+
 fn expect_digest(digest: &Digest, actual: Digest, len: usize) -> Result<(), StoreError> {
     match actual == *digest {
         true => Ok(()),
@@ -249,6 +283,25 @@ pub(super) fn hash_seen(file: &File, see: &mut dyn FnMut(&[u8])) -> io::Result<D
         }
     }
     Ok(Digest::from_bytes(&hasher.finalize()).expect("sha-256 digests have 32 bytes"))
+}
+
+/// The digest and the length of a file whose first bytes are these, or `None` if it has more than `limit`.
+fn hash_behind(file: &File, start: &[u8], limit: u64) -> io::Result<Option<(Digest, usize)>> {
+    let (mut hasher, mut buffer, mut at) =
+        (sha2::Sha256::new_with_prefix(start), vec![0; HASH_BUFFER_BYTES], start.len());
+    loop {
+        if at as u64 > limit {
+            return Ok(None);
+        }
+        match file.read_at(&mut buffer, at as u64)? {
+            0 => break,
+            n => {
+                hasher.update(&buffer[..n]);
+                at += n;
+            }
+        }
+    }
+    Ok(Some((Digest::from_bytes(&hasher.finalize()).expect("sha-256 digests have 32 bytes"), at)))
 }
 
 fn hash_through(file: &File, buffer: &mut [u8]) -> io::Result<Digest> {
