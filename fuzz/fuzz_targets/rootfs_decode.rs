@@ -18,9 +18,12 @@ fuzz_target!(|input: &[u8]| {
     let Some((len, rest)) = input.split_first_chunk::<4>() else { return };
     let (message, metadata) = rest.split_at(rest.len().min(u32::from_le_bytes(*len) as usize));
     let plain = chunks_named_plainly(message, &LIMITS);
-    let Ok(rootfs) = Rootfs::decode(message, &LIMITS, &mut |_| Ok(metadata.to_vec())) else {
-        return assert_eq!(plain, None, "what the decoder refuses is found by nobody");
+    let short = Rootfs::decode(message, &LIMITS, &mut |_| Ok(metadata.to_vec()));
+    let Ok(rootfs) = Rootfs::decode_any_layout(message, &LIMITS, &mut |_| Ok(metadata.to_vec())) else {
+        return assert!(plain.is_none() && short.is_err(), "what the library refuses is found by nobody");
     };
+    let short = short.expect("what the library decodes is decoded");
+    assert!(short.layers() == rootfs.layers() && short.verity() == rootfs.verity());
     let chunks = rootfs.chunks();
     if let Some(mut plain) = plain {
         plain.sort_unstable();

@@ -7,42 +7,30 @@
 //! [`Rootfs::decode`]: super::Rootfs::decode
 
 use super::{
-    Limits, XattrDraft, check_name,
-    plain_message::{PlainMessage, Row, Word},
+    Limits, check_name,
+    plain_rootfs::{PlainInode, PlainLayer, PlainRootfs},
     rootfs::{ROOT_INO, check_symlink},
-    rootfs_message::{
-        ADDITIONAL, BLOB_REF, DEVICE, DIR_ENTRY, DIRECTORY, FILE_CHUNK, INODE, INODE_VECTOR, ROOTFS, VERITY, XATTR,
-    },
+    rootfs_message::kind,
 };
-use crate::name::{ChunkId, Digest};
+use crate::name::ChunkId;
 
 /// What [`super::Rootfs::chunks_named`] of the decoded rootfs would give, each at least as often and in another order; `None` if
 /// the decoder has to say.
 pub fn chunks_named_plainly(bytes: &[u8], limits: &Limits) -> Option<Vec<ChunkId>> {
-    if bytes.len() as u64 > limits.message_bytes {
-        return None;
-    }
-    let mut message = PlainMessage::new(bytes)?;
-    let root = message.root(ROOTFS)?;
-    let verity = message.structs_at(root.pointer(2), VERITY)?.iter();
-    let chunks = Vec::with_capacity(verity.len() * 2);
-    let mut survey = Survey { message, chunks, layers: Vec::new(), entries: Vec::new(), is_root_directory: None };
-    if root.data(0) != VERSION {
-        return None;
-    }
-    for vector in survey.message.structs_at(root.pointer(1), INODE_VECTOR)?.iter() {
-        survey.layer(vector)?;
+    let rootfs = PlainRootfs::new(bytes, limits)?;
+    let verity = rootfs.verity();
+    let mut survey = Survey { chunks: Vec::with_capacity(verity.len() * 2), ..Survey::default() };
+    for layer in rootfs.layers() {
+        survey.layer(&layer?)?;
     }
     for row in verity {
-        survey.verity(row)?;
+        survey.chunks.push(row?.0);
     }
     survey.is_tree().then_some(survey.chunks)
 }
 
-const VERSION: u64 = 3;
-
-struct Survey<'a> {
-    message: PlainMessage<'a>,
+#[derive(Default)]
+struct Survey {
     chunks: Vec<ChunkId>,
     /// The inode numbers of each layer, rising.
     layers: Vec<Vec<u64>>,
@@ -52,89 +40,61 @@ struct Survey<'a> {
     is_root_directory: Option<bool>,
 }
 
-impl<'a> Survey<'a> {
-    fn layer(&mut self, vector: Row<'a>) -> Option<()> {
-        let inodes = self.message.structs_at(vector.pointer(0), INODE)?.iter();
+impl Survey {
+    fn layer(&mut self, layer: &PlainLayer<'_, '_>) -> Option<()> {
+        let inodes = layer.inodes();
         let mut numbers: Vec<u64> = Vec::with_capacity(inodes.len());
         self.entries.reserve(inodes.len());
         for inode in inodes {
-            let ino = inode.data(0);
+            let ino = inode.ino();
             if ino <= numbers.last().copied().unwrap_or(0) {
                 return None;
             }
             numbers.push(ino);
-            self.inode(ino, inode)?;
+            self.inode(inode)?;
         }
         self.layers.push(numbers);
         Some(())
     }
 
-    fn inode(&mut self, ino: u64, inode: Row<'a>) -> Option<()> {
-        let (kind, permissions) = (inode.data(1) as u16, (inode.data(1) >> 16) as u16);
-        let (content, additional) = (inode.pointer(3), inode.pointer(4));
-        if permissions > 0o7777 {
+    fn inode(&mut self, inode: PlainInode<'_, '_>) -> Option<()> {
+        if inode.permissions() > 0o7777 {
             return None;
         }
-        if ino == ROOT_INO && self.is_root_directory.is_none() {
-            self.is_root_directory = Some(kind == DIRECTORY_KIND);
+        if inode.ino() == ROOT_INO && self.is_root_directory.is_none() {
+            self.is_root_directory = Some(inode.kind() == kind::DIR);
         }
-        let target = self.additional(inode.data(4), additional)?;
-        match kind {
-            CHARACTER_KIND | BLOCK_KIND => self.device(content),
-            DIRECTORY_KIND => self.directory(content),
-            FILE_KIND => self.file(content),
-            SYMLINK_KIND => check_symlink(self.message.bytes_at(target?)?).ok(),
-            UNKNOWN_KIND | FIFO_KIND | SOCKET_KIND | WHITEOUT_KIND => Some(()),
+        let (mut xattrs, target) = inode.additional()?;
+        xattrs.try_for_each(|xattr| xattr?.check().ok())?;
+        match inode.kind() {
+            kind::CHAR | kind::BLOCK => inode.device().map(|_| ()),
+            kind::DIR => self.directory(inode),
+            kind::FILE => self.file(inode),
+            kind::SYMLINK => check_symlink(target?).ok(),
+            kind::UNKNOWN | kind::FIFO | kind::SOCKET | kind::WHITEOUT => Some(()),
             _ => None,
         }
     }
 
-    /// Checks the attributes, and gives the pointer to the target of a symbolic link, if there can be one.
-    #[inline]
-    fn additional(&mut self, pointer: u64, at: Word<'a>) -> Option<Option<Word<'a>>> {
-        if pointer == 0 {
-            return Some(None);
-        }
-        let additional = self.message.struct_at(at, ADDITIONAL)?;
-        for row in self.message.structs_at(additional.pointer(0), XATTR)?.iter() {
-            let (key, value) = (self.message.bytes_at(row.pointer(0))?, self.message.bytes_at(row.pointer(1))?);
-            XattrDraft { key, value }.check().ok()?;
-        }
-        Some(Some(additional.pointer(1)))
-    }
-
-    fn device(&mut self, at: Word<'a>) -> Option<()> {
-        let device = self.message.struct_at(at, DEVICE)?;
-        let fits = |number: u64| u32::try_from(number).is_ok();
-        (fits(device.data(0)) && fits(device.data(1))).then_some(())
-    }
-
-    fn directory(&mut self, at: Word<'a>) -> Option<()> {
-        let directory = self.message.struct_at(at, DIRECTORY)?;
-        for entry in self.message.structs_at(directory.pointer(1), DIR_ENTRY)?.iter() {
-            check_name(self.message.bytes_at(entry.pointer(1))?).ok()?;
-            self.entries.push(entry.data(0));
+    fn directory(&mut self, inode: PlainInode<'_, '_>) -> Option<()> {
+        let (entries, _) = inode.directory()?;
+        for entry in entries {
+            let entry = entry?;
+            check_name(entry.name).ok()?;
+            self.entries.push(entry.ino);
         }
         Some(())
     }
 
-    fn file(&mut self, at: Word<'a>) -> Option<()> {
+    fn file(&mut self, inode: PlainInode<'_, '_>) -> Option<()> {
         let mut end = 0u64;
-        for piece in self.message.structs_at(at, FILE_CHUNK)?.iter() {
-            let blob = self.message.struct_at(piece.pointer(1), BLOB_REF)?;
-            let digest = self.message.bytes_at(blob.pointer(2))?;
-            let (len, offset) = (piece.data(0), blob.data(0));
+        for piece in inode.pieces()? {
+            let (blob, len) = piece?;
             end = end.checked_add(len).filter(|end| i64::try_from(*end).is_ok())?;
-            offset.checked_add(len)?;
-            self.chunks.push(ChunkId(Digest::from_bytes(digest)?));
+            blob.offset.checked_add(len)?;
+            self.chunks.push(blob.chunk);
         }
         Some(())
-    }
-
-    fn verity(&mut self, row: Row<'a>) -> Option<()> {
-        let digest = Digest::from_bytes(self.message.bytes_at(row.pointer(0))?)?;
-        self.chunks.push(ChunkId(digest));
-        (self.message.bytes_at(row.pointer(1))?.len() == 32).then_some(())
     }
 
     fn is_tree(&self) -> bool {
@@ -142,17 +102,6 @@ impl<'a> Survey<'a> {
         self.is_root_directory == Some(true) && self.entries.iter().all(is_there)
     }
 }
-
-/// The kinds of inodes, by the ordinals of their fields in the schema.
-const UNKNOWN_KIND: u16 = 0;
-const FIFO_KIND: u16 = 1;
-const CHARACTER_KIND: u16 = 2;
-const DIRECTORY_KIND: u16 = 3;
-const BLOCK_KIND: u16 = 4;
-const FILE_KIND: u16 = 5;
-const SYMLINK_KIND: u16 = 6;
-const SOCKET_KIND: u16 = 7;
-const WHITEOUT_KIND: u16 = 8;
 
 /// Whether rising numbers have this one; found at once where none is left out.
 fn has(numbers: &[u64], number: u64) -> bool {

@@ -11,6 +11,7 @@ mod message;
 mod message_writer;
 mod path_name;
 mod plain_message;
+mod plain_rootfs;
 mod rootfs;
 mod rootfs_message;
 pub(crate) mod wire;

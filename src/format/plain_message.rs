@@ -7,6 +7,8 @@
 //! Facts: the Cap'n Proto encoding specification, "Pointers", "Lists" and "Inter-Segment Pointers"; `private/layout.rs` of
 //! `capnp` 0.27.
 
+use std::cell::Cell;
+
 use super::{message::message_length, message_writer::StructSize};
 
 type Words<'a> = &'a [[u8; 8]];
@@ -14,7 +16,7 @@ type Words<'a> = &'a [[u8; 8]];
 /// The segments of a message.
 pub(super) struct PlainMessage<'a> {
     segments: Vec<Words<'a>>,
-    words_left: usize,
+    words_left: Cell<usize>,
 }
 
 /// A word of a message, which may be one past the end of its segment.
@@ -57,7 +59,7 @@ impl<'a> PlainMessage<'a> {
         let half = |at: usize| bytes[at * 4..].first_chunk().map(|half| u32::from_le_bytes(*half) as usize);
         let count = half(0)? + 1;
         let mut rest = words.get(count / 2 + 1..)?;
-        let words_left = rest.len();
+        let words_left = Cell::new(rest.len());
         let mut segments = Vec::with_capacity(count);
         for at in 1..=count {
             let (segment, behind) = rest.split_at_checked(half(at)?)?;
@@ -68,13 +70,13 @@ impl<'a> PlainMessage<'a> {
     }
 
     /// The struct that the message is.
-    pub(super) fn root(&mut self, size: StructSize) -> Option<Row<'a>> {
+    pub(super) fn root(&self, size: StructSize) -> Option<Row<'a>> {
         self.struct_at(Word { segment: self.segments.first()?, at: 0 }, size)
     }
 
     /// The struct that a pointer leads to.
     #[inline]
-    pub(super) fn struct_at(&mut self, pointer: Word<'a>, size: StructSize) -> Option<Row<'a>> {
+    pub(super) fn struct_at(&self, pointer: Word<'a>, size: StructSize) -> Option<Row<'a>> {
         let (start, tag) = self.target(pointer)?;
         if tag & KIND != STRUCT || (tag >> 32) as u32 != size.bits() {
             return None;
@@ -84,9 +86,9 @@ impl<'a> PlainMessage<'a> {
 
     /// The structs of the list that a pointer leads to.
     #[inline]
-    pub(super) fn structs_at(&mut self, pointer: Word<'a>, size: StructSize) -> Option<Rows<'a>> {
+    pub(super) fn structs_at(&self, pointer: Word<'a>, size: StructSize) -> Option<Rows<'a>> {
         if pointer.value()? == 0 {
-            return Some(Rows { words: &[], segment: &[], start: 0, size });
+            return Some(Rows::NONE);
         }
         let (list, tag) = self.target(pointer)?;
         let upper = (tag >> 32) as u32;
@@ -102,7 +104,7 @@ impl<'a> PlainMessage<'a> {
 
     /// The bytes that a pointer leads to.
     #[inline]
-    pub(super) fn bytes_at(&mut self, pointer: Word<'a>) -> Option<&'a [u8]> {
+    pub(super) fn bytes_at(&self, pointer: Word<'a>) -> Option<&'a [u8]> {
         if pointer.value()? == 0 {
             return Some(&[]);
         }
@@ -117,7 +119,7 @@ impl<'a> PlainMessage<'a> {
 
     /// Where a pointer leads, and what is said to be there.
     #[inline]
-    fn target(&mut self, pointer: Word<'a>) -> Option<(Word<'a>, u64)> {
+    fn target(&self, pointer: Word<'a>) -> Option<(Word<'a>, u64)> {
         let value = pointer.value()?;
         match value & KIND {
             FAR => self.far_target(value),
@@ -126,7 +128,7 @@ impl<'a> PlainMessage<'a> {
     }
 
     #[cold]
-    fn far_target(&mut self, far: u64) -> Option<(Word<'a>, u64)> {
+    fn far_target(&self, far: u64) -> Option<(Word<'a>, u64)> {
         let pad = self.landing(far)?;
         let is_double = far & DOUBLE != 0;
         self.take(pad, 1 + usize::from(is_double))?;
@@ -145,8 +147,8 @@ impl<'a> PlainMessage<'a> {
 
     /// Words that are looked at: there, and not more than there are in all.
     #[inline]
-    fn take(&mut self, start: Word<'a>, words: usize) -> Option<Words<'a>> {
-        self.words_left = self.words_left.checked_sub(words)?;
+    fn take(&self, start: Word<'a>, words: usize) -> Option<Words<'a>> {
+        self.words_left.set(self.words_left.get().checked_sub(words)?);
         start.segment.get(start.at..)?.get(..words)
     }
 }
@@ -170,6 +172,14 @@ impl<'a> Word<'a> {
 }
 
 impl<'a> Rows<'a> {
+    /// A list of nothing.
+    pub(super) const NONE: Self =
+        Self { words: &[], segment: &[], start: 0, size: StructSize { data: 1, pointers: 0 } };
+
+    pub(super) fn len(&self) -> usize {
+        self.words.len() / self.size.words()
+    }
+
     #[inline]
     pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = Row<'a>> + use<'a> {
         let (segment, start, words) = (self.segment, self.start, self.size.words());

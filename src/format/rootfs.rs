@@ -11,7 +11,10 @@ use std::{hash::BuildHasher, ops::Range};
 
 use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 
-use super::{FormatError, LayerSource, RootfsMessage, check_name, file_map::FileMap, rootfs_message::TakeInode, wire};
+use super::{
+    FormatError, LayerSource, RootfsMessage, check_name, file_map::FileMap, plain_rootfs::decode_plainly,
+    rootfs_message::TakeInode, wire,
+};
 use crate::name::{ChunkId, Digest};
 
 /// How much a decoder is willing to take in.
@@ -77,6 +80,7 @@ pub struct Layer {
     digests: Vec<ChunkId>,
     /// Of each of the digests, whether the file that named it first says that it is compressed.
     compressed: Vec<bool>,
+    has_whiteouts: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -178,7 +182,24 @@ impl Rootfs {
         limits: &Limits,
         metadata: &mut dyn FnMut(&BlobRef) -> Result<Vec<u8>, String>,
     ) -> Result<Self, FormatError> {
-        let rootfs = wire::decode_rootfs(bytes, limits, metadata)?;
+        match decode_plainly(bytes, limits) {
+            Some(rootfs) => rootfs.checked(),
+            None => Self::decode_any_layout(bytes, limits, metadata),
+        }
+    }
+
+    /// The same without the short way for what lies as usual: tests compare the two.
+    pub fn decode_any_layout(
+        bytes: &[u8],
+        limits: &Limits,
+        metadata: &mut dyn FnMut(&BlobRef) -> Result<Vec<u8>, String>,
+    ) -> Result<Self, FormatError> {
+        wire::decode_rootfs(bytes, limits, metadata)?.checked()
+    }
+
+    /// Checks what no layer alone can tell.
+    fn checked(self) -> Result<Self, FormatError> {
+        let rootfs = self;
         rootfs.check_entries_resolve()?;
         match rootfs.inode(ROOT_INO).map(|root| root.kind()) {
             Some(Kind::Dir(_)) => Ok(rootfs),
@@ -219,6 +240,11 @@ impl Rootfs {
         self.layers.iter().find_map(|layer| layer.inode(ino))
     }
 
+    /// Whether any layer deletes an inode. Where none does, every entry leads to something.
+    pub fn has_whiteouts(&self) -> bool {
+        self.layers.iter().any(|layer| layer.has_whiteouts)
+    }
+
     /// The verity table: per chunk the fs-verity digest of its stored bytes, sorted by chunk.
     pub fn verity(&self) -> &[(ChunkId, [u8; 32])] {
         &self.verity
@@ -248,7 +274,7 @@ impl Rootfs {
             for inode in layer.inodes() {
                 let Kind::Dir(directory) = inode.kind() else { continue };
                 for entry in directory.entries() {
-                    if self.inode(entry.ino).is_none() {
+                    if !self.layers.iter().any(|layer| layer.has(entry.ino)) {
                         let name = String::from_utf8_lossy(entry.name);
                         let problem = format!("the entry {name:?} leads to inode {}, which no layer has", entry.ino);
                         return Err(FormatError::inode(depth, inode.ino(), problem));
@@ -264,7 +290,15 @@ impl Rootfs {
 pub(super) const ROOT_INO: u64 = 1;
 
 impl Layer {
+    /// Whether there is an inode of that number; where no number is left out, without looking for it.
+    fn has(&self, ino: u64) -> bool {
+        let [first, .., last] = &self.inodes[..] else { return self.inode(ino).is_some() };
+        let leaves_none_out = last.ino - first.ino == (self.inodes.len() - 1) as u64;
+        if leaves_none_out { (first.ino..=last.ino).contains(&ino) } else { self.inode(ino).is_some() }
+    }
+
     /// The inode of that number, by bisection; almost at once where few numbers are left out.
+    #[inline]
     pub fn inode(&self, ino: u64) -> Option<Inode<'_>> {
         let (first, last) = (self.inodes.first()?.ino, self.inodes.last()?.ino);
         // Numbers rise strictly, so an inode stands no further from either end than its number is from the number there.
@@ -313,6 +347,7 @@ impl<'a> Inode<'a> {
     }
 
     /// What it is.
+    #[inline]
     pub fn kind(&self) -> Kind<'a> {
         let layer = self.layer;
         match &self.record.kind {
@@ -568,7 +603,10 @@ impl LayerBuilder {
                 KindRecord::Symlink(self.intern(ino, target)?)
             }
             KindDraft::Socket => KindRecord::Socket,
-            KindDraft::Whiteout => KindRecord::Whiteout,
+            KindDraft::Whiteout => {
+                self.layer.has_whiteouts = true;
+                KindRecord::Whiteout
+            }
         })
     }
 

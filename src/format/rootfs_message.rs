@@ -72,6 +72,21 @@ pub(super) const FILE_CHUNK: StructSize = StructSize { data: 1, pointers: 1 };
 pub(super) const BLOB_REF: StructSize = StructSize { data: 2, pointers: 1 };
 pub(super) const VERITY: StructSize = StructSize { data: 0, pointers: 2 };
 
+pub(super) const VERSION: u64 = 3;
+
+/// The kinds of inodes, by the ordinals of their fields in the schema.
+pub(super) mod kind {
+    pub const UNKNOWN: u16 = 0;
+    pub const FIFO: u16 = 1;
+    pub const CHAR: u16 = 2;
+    pub const DIR: u16 = 3;
+    pub const BLOCK: u16 = 4;
+    pub const FILE: u16 = 5;
+    pub const SYMLINK: u16 = 6;
+    pub const SOCKET: u16 = 7;
+    pub const WHITEOUT: u16 = 8;
+}
+
 impl From<TooLong> for FormatError {
     fn from(TooLong(len): TooLong) -> Self {
         Self::Document { what: "the rootfs", problem: format!("a list of {len} elements is too long") }
@@ -97,7 +112,6 @@ fn add_rootfs(
         let verity = writer.add_bytes(row.plus(1), verity)?;
         writer.put(row, &[digest, verity]);
     }
-    const VERSION: u64 = 3;
     writer.put(root.place, &[VERSION, vectors.pointer, table.pointer]);
     Ok(())
 }
@@ -148,7 +162,7 @@ impl From<String> for Unwritable {
 }
 
 /// What an inode is, as its row has it: the number of the kind, and the pointer to what belongs to it.
-struct Mode(u64, u64);
+struct Mode(u16, u64);
 
 fn add_inode(
     writer: &mut MessageWriter<'_>,
@@ -158,26 +172,26 @@ fn add_inode(
 ) -> Result<(), Unwritable> {
     let from = row.plus(INODE.data.into());
     let mut target = None;
-    let Mode(kind, pointer) = match kind {
-        KindDraft::Unknown => Mode(0, 0),
-        KindDraft::Fifo => Mode(1, 0),
-        KindDraft::Char(device) => Mode(2, add_device(writer, from, device)),
-        KindDraft::Dir { entries, look_below } => Mode(3, add_directory(writer, from, entries, look_below)?),
-        KindDraft::Block(device) => Mode(4, add_device(writer, from, device)),
-        KindDraft::File(pieces) => Mode(5, add_pieces(writer, from, pieces)?),
+    let Mode(number, pointer) = match kind {
+        KindDraft::Unknown => Mode(kind::UNKNOWN, 0),
+        KindDraft::Fifo => Mode(kind::FIFO, 0),
+        KindDraft::Char(device) => Mode(kind::CHAR, add_device(writer, from, device)),
+        KindDraft::Dir { entries, look_below } => Mode(kind::DIR, add_directory(writer, from, entries, look_below)?),
+        KindDraft::Block(device) => Mode(kind::BLOCK, add_device(writer, from, device)),
+        KindDraft::File(pieces) => Mode(kind::FILE, add_pieces(writer, from, pieces)?),
         KindDraft::Symlink(to) => {
             super::rootfs::check_symlink(to)?;
             target = Some(to);
-            Mode(6, 0)
+            Mode(kind::SYMLINK, 0)
         }
-        KindDraft::Socket => Mode(7, 0),
-        KindDraft::Whiteout => Mode(8, 0),
+        KindDraft::Socket => Mode(kind::SOCKET, 0),
+        KindDraft::Whiteout => Mode(kind::WHITEOUT, 0),
     };
     let additional = match inode.xattrs.len() > 0 || target.is_some() {
         true => add_additional(writer, from.plus(1), inode.xattrs, target)?,
         false => 0,
     };
-    let word = kind | u64::from(inode.permissions) << 16 | u64::from(inode.uid) << 32;
+    let word = u64::from(number) | u64::from(inode.permissions) << 16 | u64::from(inode.uid) << 32;
     writer.put(row, &[inode.ino, word, inode.gid.into(), pointer, additional]);
     Ok(())
 }
