@@ -61,7 +61,7 @@ pub(super) fn entry(rootfs: &Rootfs, ino: u64, row: Row) -> Option<DirEntry<'_>>
 
 fn is_plain(rootfs: &Rootfs, directory: Directory<'_>) -> bool {
     directory.entries().is_sorted_by(|one, next| one.name < next.name)
-        && directory.entries().all(|entry| resolve(rootfs, entry.ino).is_some())
+        && (!rootfs.has_whiteouts() || directory.entries().all(|entry| resolve(rootfs, entry.ino).is_some()))
 }
 
 /// The directory in each layer that has a say, topmost first. A layer in which the number is no directory ends it.

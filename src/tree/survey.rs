@@ -20,6 +20,10 @@ pub(super) struct Findings {
     pub(super) links: Vec<(u64, u32)>,
     /// Every inode that a path leads to.
     pub(super) visible: Numbers,
+    /// Whether any of them has extended attributes.
+    pub(super) has_xattrs: bool,
+    /// The sum of the sizes of all files, in bytes; a file with several names counts once.
+    pub(super) total_bytes: u64,
 }
 
 /// A directory of the merged tree.
@@ -47,15 +51,16 @@ struct Survey<'a> {
     waiting: Vec<u64>,
     directories: Vec<DirRecord>,
     rows: Vec<Row>,
-    /// The inode of every name that is not a directory's.
+    /// The inode of every name. Images are numbered in the order in which this walk comes by, so these mostly rise.
     names: Vec<u64>,
+    has_xattrs: bool,
+    /// Of every name, so a file with several counts several times.
+    bytes: u128,
 }
 
 /// Walks the tree; fails if it is none.
 pub(super) fn survey(rootfs: &Rootfs) -> Result<Findings, TreeError> {
-    if !matches!(rootfs.inode(ROOT_INO).map(|root| root.kind()), Some(Kind::Dir(_))) {
-        return Err(TreeError::NoRoot);
-    }
+    let root = rootfs.inode(ROOT_INO).filter(|root| matches!(root.kind(), Kind::Dir(_))).ok_or(TreeError::NoRoot)?;
     let mut survey = Survey {
         rootfs,
         // The root is its own parent, as `..` has it.
@@ -63,7 +68,9 @@ pub(super) fn survey(rootfs: &Rootfs) -> Result<Findings, TreeError> {
         waiting: vec![ROOT_INO],
         directories: Vec::new(),
         rows: Vec::new(),
-        names: Vec::new(),
+        names: vec![ROOT_INO],
+        has_xattrs: root.xattrs().len() > 0,
+        bytes: 0,
     };
     while let Some(ino) = survey.waiting.pop() {
         survey.visit(ino)?;
@@ -73,17 +80,23 @@ pub(super) fn survey(rootfs: &Rootfs) -> Result<Findings, TreeError> {
 
 impl Survey<'_> {
     fn visit(&mut self, ino: u64) -> Result<(), TreeError> {
-        let mut subdirectories = 0u32;
+        let (mut subdirectories, waiting) = (0u32, self.waiting.len());
         let entries = layers::merge(self.rootfs, ino);
         for entry in entries.iter(self.rootfs, ino) {
-            match layers::resolve(self.rootfs, entry.ino).map(|inode| inode.kind()) {
-                Some(Kind::Dir(_)) => {
+            self.names.push(entry.ino);
+            let Some(inode) = layers::resolve(self.rootfs, entry.ino) else { continue };
+            self.has_xattrs |= inode.xattrs().len() > 0;
+            match inode.kind() {
+                Kind::Dir(_) => {
                     self.enter(entry.ino, ino)?;
                     subdirectories = subdirectories.saturating_add(1);
                 }
-                _ => self.names.push(entry.ino),
+                Kind::File(map) => self.bytes += u128::from(map.size()),
+                _ => {}
             }
         }
+        // The first is to be visited first.
+        self.waiting[waiting..].reverse();
         let order = self.keep(entries)?;
         self.directories.push(DirRecord { ino, parent: self.parents[&ino], subdirectories, order });
         Ok(())
@@ -113,13 +126,24 @@ impl Survey<'_> {
         self.directories.sort_unstable_by_key(|record| record.ino);
         self.directories.shrink_to_fit();
         self.rows.shrink_to_fit();
-        // Images are numbered in the order of a walk, so there are long runs, which this sort makes use of.
         self.names.sort();
         let links = repeated(&self.names);
-        self.names.extend(self.directories.iter().map(|record| record.ino));
-        self.names.sort();
-        let visible = Numbers::from_sorted(self.names.into_iter());
-        Findings { directories: self.directories, rows: self.rows, links, visible }
+        let counted_again = links.iter().map(|(ino, names)| {
+            let size = match self.rootfs.inode(*ino).map(|inode| inode.kind()) {
+                Some(Kind::File(map)) => map.size(),
+                _ => 0,
+            };
+            u128::from(*names - 1) * u128::from(size)
+        });
+        let bytes = self.bytes - counted_again.sum::<u128>();
+        Findings {
+            links,
+            visible: Numbers::from_sorted(self.names.into_iter()),
+            directories: self.directories,
+            rows: self.rows,
+            has_xattrs: self.has_xattrs,
+            total_bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
+        }
     }
 }
 

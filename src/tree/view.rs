@@ -25,8 +25,6 @@ pub const ROOT_INO: u64 = 1;
 pub struct View {
     rootfs: Arc<Rootfs>,
     found: Findings,
-    has_xattrs: bool,
-    total_bytes: u64,
 }
 
 /// What an inode is, for `stat`.
@@ -86,14 +84,7 @@ impl View {
     pub fn new(rootfs: impl Into<Arc<Rootfs>>) -> Result<Self, TreeError> {
         let rootfs = rootfs.into();
         let found = survey(&rootfs)?;
-        let (mut has_xattrs, mut total_bytes) = (false, 0u64);
-        for inode in found.visible.iter().filter_map(|ino| layers::resolve(&rootfs, ino)) {
-            has_xattrs |= inode.xattrs().len() > 0;
-            if let Kind::File(map) = inode.kind() {
-                total_bytes = total_bytes.saturating_add(map.size());
-            }
-        }
-        Ok(Self { has_xattrs, total_bytes, found, rootfs })
+        Ok(Self { found, rootfs })
     }
 
     /// The decoded image.
@@ -150,7 +141,7 @@ impl View {
 
     /// Whether any visible inode has extended attributes.
     pub fn has_xattrs(&self) -> bool {
-        self.has_xattrs
+        self.found.has_xattrs
     }
 
     /// How many inodes are visible.
@@ -160,7 +151,7 @@ impl View {
 
     /// The sum of the sizes of all visible files, in bytes; a file with several names counts once.
     pub fn total_bytes(&self) -> u64 {
-        self.total_bytes
+        self.found.total_bytes
     }
 
     /// The chunks that some path of the merged tree needs, sorted, once each.
