@@ -169,8 +169,13 @@ impl<'s> MessageWriter<'s> {
 
     fn put_bytes(&mut self, at: Place, bytes: &[u8]) {
         let Some((starts, sink)) = &mut self.output else { return };
-        if !bytes.is_empty() {
-            sink.write_at(starts[at.segment as usize] + u64::from(at.word) * WORD_BYTES as u64, bytes);
+        let start = starts[at.segment as usize] + u64::from(at.word) * WORD_BYTES as u64;
+        // With the rest of the last word, so that a sink that gathers pieces sees no gap behind a text.
+        let rest = bytes.len().next_multiple_of(WORD_BYTES) - bytes.len();
+        for (start, bytes) in [(start, bytes), (start + bytes.len() as u64, &[0; WORD_BYTES][..rest])] {
+            if !bytes.is_empty() {
+                sink.write_at(start, bytes);
+            }
         }
     }
 
