@@ -14,7 +14,7 @@ use built::{
 };
 use pfs::{
     build::{BuildError, BuildOptions, ChunkSink, build, render},
-    codec::{Encoding, verity_digest},
+    codec::{Encoding, Hashed, verity_digest},
     format::{Kind, ManifestDocument},
     name::{CHUNK_ZSTD, Digest, MediaKind},
     store::{Store, StoreError, Stored},
@@ -256,7 +256,7 @@ fn links_and_fifos_that_come_in_the_place_of_what_was_walked_are_not_followed_or
 struct Full;
 
 impl ChunkSink for Full {
-    fn put(&self, _: &[u8]) -> Result<Stored, StoreError> {
+    fn put(&self, _: Hashed<'_>) -> Result<Stored, StoreError> {
         let source = std::io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
         Err(StoreError::Io { action: "write", path: "blob".into(), source })
     }

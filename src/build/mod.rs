@@ -28,7 +28,7 @@ use self::{
     source::{NodeKind, SourceTree},
 };
 use crate::{
-    codec::{Encoding, VerityHasher},
+    codec::{Encoding, Hashed, VerityHasher},
     format::{LayerSource, MessageSink, RootfsMessage},
     name::{ChunkId, ManifestId, RootfsId, Tag},
     store::{BuildSession, Published, Store, StoreError, Stored},
@@ -55,7 +55,7 @@ pub struct BuildProgress {
 /// Where blobs go. Called from several threads.
 pub trait ChunkSink: Sync {
     /// Takes in a blob.
-    fn put(&self, bytes: &[u8]) -> Result<Stored, StoreError>;
+    fn put(&self, blob: Hashed<'_>) -> Result<Stored, StoreError>;
 
     /// Takes in a blob of `size` bytes that `write` writes, and shows it to `see` from begin to end. Sinks that do not keep
     /// blobs in memory do better than this.
@@ -68,13 +68,13 @@ pub trait ChunkSink: Sync {
         let mut bytes = vec![0; usize::try_from(size).expect("whoever keeps blobs in memory has room for them")];
         write(&mut bytes);
         see(&bytes);
-        self.put(&bytes)
+        self.put(Hashed::new(&bytes))
     }
 }
 
 impl ChunkSink for BuildSession<'_> {
-    fn put(&self, bytes: &[u8]) -> Result<Stored, StoreError> {
-        Self::put(self, bytes)
+    fn put(&self, blob: Hashed<'_>) -> Result<Stored, StoreError> {
+        self.put_hashed(blob)
     }
 
     fn put_written(
@@ -170,7 +170,7 @@ pub fn render(
         })
     })?;
     let blob = put_rootfs(&tree, &chunks, sink)?;
-    sink.put(EMPTY_CONFIG)?;
+    sink.put(Hashed::new(EMPTY_CONFIG))?;
     Ok(Rendered {
         manifest: manifest::manifest(&blob, &chunks, options.encoding.compresses()),
         rootfs: RootfsId(blob.digest),

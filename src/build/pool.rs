@@ -14,7 +14,7 @@ use std::{
 
 use super::{BuildError, ChunkSink};
 use crate::{
-    codec::{Encoder, Encoding, verity_digest},
+    codec::{Encoder, Encoding, Hashed},
     name::ChunkId,
     store::Put,
 };
@@ -89,13 +89,14 @@ impl Pool<'_> {
 
     fn store(&self, encoder: &mut Encoder, decoded: &[u8]) -> Result<StoredChunk, BuildError> {
         let encoded = encoder.encode(decoded).map_err(BuildError::Compress)?;
-        let stored = self.sink.put(&encoded.bytes)?;
+        let (blob, verity) = Hashed::with_verity(&encoded.bytes);
+        let stored = self.sink.put(blob)?;
         Ok(StoredChunk {
             id: ChunkId(stored.digest),
             decoded_bytes: decoded.len() as u64,
             stored_bytes: stored.size,
             compressed: encoded.compressed,
-            verity: verity_digest(&encoded.bytes),
+            verity,
             is_new: stored.put != Put::Reused,
         })
     }

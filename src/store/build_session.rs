@@ -22,6 +22,7 @@ use super::{
     spool::Spool,
 };
 use crate::{
+    codec::Hashed,
     format::MessageSink,
     name::{Digest, Tag},
 };
@@ -81,9 +82,14 @@ impl Store {
 impl BuildSession<'_> {
     /// Takes in a blob: found in the store with the same bytes, or staged. Safe to call from several threads.
     pub fn put(&self, bytes: &[u8]) -> Result<Stored, StoreError> {
-        let (digest, size) = (Digest::of(bytes), bytes.len() as u64);
+        self.put_hashed(Hashed::new(bytes))
+    }
+
+    /// The same of what has been hashed already.
+    pub fn put_hashed(&self, blob: Hashed<'_>) -> Result<Stored, StoreError> {
+        let (digest, bytes) = (blob.digest(), blob.bytes());
         let name = digest.to_string();
-        self.admit(digest, size, || holds(&self.store.blobs, &name, bytes), || self.stage(&digest, bytes))
+        self.admit(digest, bytes.len() as u64, || holds(&self.store.blobs, &name, bytes), || self.stage(&digest, bytes))
     }
 
     /// Takes in a blob of `size` bytes that need not fit into memory: `write` writes it, `see` is shown it from begin to end.

@@ -14,7 +14,7 @@ use std::{
 
 use pfs::{
     build::{BuildError, BuildOptions, ChunkSink, Rendered, render},
-    codec::{Encoding, decode_all},
+    codec::{Encoding, Hashed, decode_all},
     format::{Kind, Limits, Rootfs},
     name::Digest,
     store::{Put, StoreError, Stored},
@@ -25,8 +25,8 @@ use pfs::{
 pub struct Memory(pub Mutex<HashMap<Digest, Vec<u8>>>);
 
 impl ChunkSink for Memory {
-    fn put(&self, bytes: &[u8]) -> Result<Stored, StoreError> {
-        let digest = Digest::of(bytes);
+    fn put(&self, blob: Hashed<'_>) -> Result<Stored, StoreError> {
+        let (digest, bytes) = (blob.digest(), blob.bytes());
         let old = self.0.lock().unwrap().insert(digest, bytes.to_vec());
         let put = if old.is_some() { Put::Reused } else { Put::Written };
         Ok(Stored { digest, size: bytes.len() as u64, put })
