@@ -535,6 +535,9 @@ pub(super) fn check_symlink(target: &[u8]) -> Result<(), String> {
     }
 }
 
+/// A guess at how long names are.
+const NAME_BYTES_USUAL: usize = 16;
+
 impl LayerBuilder {
     /// A builder for the layer that stands at `depth`, 0 for the topmost; errors name it.
     pub fn new(depth: usize) -> Self {
@@ -545,6 +548,7 @@ impl LayerBuilder {
     pub(super) fn expecting(mut self, inodes: usize, chunks: usize) -> Self {
         self.layer.inodes.reserve(inodes);
         self.layer.entries.reserve(inodes);
+        self.layer.bytes.reserve(inodes * NAME_BYTES_USUAL);
         self.layer.digests.reserve(chunks);
         self.layer.compressed.reserve(chunks);
         self.layer.chunks.reserve(chunks);

@@ -2,10 +2,12 @@
 //! longest time ago goes first: what was prepared for a reader has to outlive what he has read before.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::BTreeMap,
     hash::Hash,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
+
+use hashbrown::{HashMap, HashSet};
 
 use super::loader::StoredChunk;
 

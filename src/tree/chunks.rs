@@ -5,12 +5,13 @@
 //! read alone; the next read tries again, and the observer hears of each damaged chunk once.
 
 use std::{
-    collections::HashSet,
     fs::File,
     io,
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
+
+use hashbrown::HashSet;
 
 use super::{
     ahead::Ahead,

@@ -1,7 +1,6 @@
 //! One chunk at a time: opened, verified, decoded, kept for a while.
 
 use std::{
-    collections::HashSet,
     fs::File,
     io,
     ops::Range,
@@ -10,6 +9,8 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
+
+use hashbrown::HashSet;
 
 use super::{
     cache::{Bounded, Decoded, DecodedChunks},

@@ -1,6 +1,6 @@
 //! The one complete walk over the merged tree, when an image is opened.
 
-use std::collections::{HashMap, hash_map::Entry};
+use hashbrown::{HashMap, hash_map::Entry};
 
 use super::{
     error::TreeError,
