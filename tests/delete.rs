@@ -321,6 +321,22 @@ fn a_damaged_image_can_be_deleted_and_another_one_cannot_meanwhile() {
     assert_sound(&store);
 }
 
+#[test]
+fn a_damaged_image_that_only_a_mount_needs_is_let_go_of_by_umount() {
+    let store = images(&["one", "two"]);
+    let (manifest, lease) = (digest_at(&store, 0), store.mount_lease("one"));
+    delete(&["--force", "--keep-blobs", &reference(&store, "one")], 0);
+    fs::write(store.blob(&manifest), "{}").unwrap();
+    let before = store.snapshot();
+    let refused = pfs(&["gc", store.path.to_str().unwrap()]);
+    let said = common::stderr(&refused);
+    assert!(refused.status.code() == Some(14) && said.contains("lease") && said.contains("pfs umount DIR"), "{said}");
+    assert_eq!(store.snapshot(), before);
+    store.release(lease).unwrap();
+    assert_eq!(pfs(&["gc", store.path.to_str().unwrap()]).status.code(), Some(0));
+    assert_sound(&store);
+}
+
 fn plan(store: &TestStore, tag: &str) -> DeletePlan {
     DeletePlan::new(store, &[by_tag(tag)], DeleteOptions::default(), now()).unwrap()
 }

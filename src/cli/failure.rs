@@ -9,7 +9,7 @@ use pfs::{
     delete::{Conflict, DeleteError},
     explain::ExplainError,
     gc::GcError,
-    graph::{ImageError, WalkError, WalkProblem},
+    graph::{ImageError, RootOrigin, WalkError, WalkProblem},
     mount::MountError,
     name::ReferenceError,
     pin::PinError,
@@ -340,8 +340,15 @@ impl From<GcError> for Failure {
     fn from(error: GcError) -> Self {
         match error {
             GcError::Store(error) => error.into(),
-            GcError::Incomplete(_) => Self::new(Kind::Refused, error)
-                .hint("pfs check STORE says what is damaged; pfs delete --keep-blobs STORE:TAG takes a damaged image out of the way"),
+            GcError::Incomplete(WalkError { ref origin, .. }) => {
+                let way_out = match origin.as_deref() {
+                    Some(RootOrigin::Lease(_)) => "pfs mounts STORE says what is mounted, and pfs umount DIR lets go of it",
+                    Some(RootOrigin::Pin(_)) => "pfs unpin STORE:TAG lets go of a damaged image",
+                    Some(RootOrigin::Process(..)) => "it is let go of when that process ends",
+                    _ => "pfs delete --keep-blobs STORE:TAG takes a damaged image out of the way",
+                };
+                Self::new(Kind::Refused, error).hint(format!("pfs check STORE says what is damaged; {way_out}"))
+            }
             GcError::SharedBlobs { .. } => Self::new(Kind::Refused, error).hint(
                 "name the others: pfs gc --also LAYOUT or --roots 'GLOB', or write them into the file roots in .pfs; or untag only: pfs delete --keep-blobs",
             ),

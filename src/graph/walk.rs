@@ -144,6 +144,8 @@ pub struct ImageGraph {
 pub struct WalkError {
     /// From the root on, as in "tag app:v1", "manifest 5c7d...", "rootfs a845...".
     pub path: Vec<String>,
+    /// The root; none where it is not known which it is.
+    pub origin: Option<Box<RootOrigin>>,
     /// What is wrong there.
     pub cause: WalkProblem,
 }
@@ -171,7 +173,7 @@ pub enum WalkProblem {
 
 impl WalkError {
     pub(crate) fn changing(problem: String) -> Self {
-        Self { path: Vec::new(), cause: WalkProblem::Changing(problem) }
+        Self { path: Vec::new(), origin: None, cause: WalkProblem::Changing(problem) }
     }
 }
 
@@ -230,6 +232,7 @@ struct Walker<'s, S: ?Sized> {
     /// chunks, and it is cheaper not to note them twice than to sort them out afterwards.
     needed_by: Vec<u32>,
     path: Vec<String>,
+    origin: Option<Box<RootOrigin>>,
 }
 
 /// Whether something may be missing from the store.
@@ -251,11 +254,13 @@ impl Presence {
 
 impl<'s, S: BlobSource + ?Sized> Walker<'s, S> {
     fn new(source: &'s S) -> Self {
-        Self { source, graph: ImageGraph::default(), translated: Vec::new(), needed_by: Vec::new(), path: Vec::new() }
+        let (graph, path, origin) = (ImageGraph::default(), Vec::new(), None);
+        Self { source, graph, translated: Vec::new(), needed_by: Vec::new(), path, origin }
     }
 
     fn enter(&mut self, root: Root) -> Result<(), WalkError> {
         self.path.push(root.origin.to_string());
+        self.origin = Some(Box::new(root.origin.clone()));
         let node = self.root(&root)?;
         self.path.pop();
         self.graph.roots.push((root, node));
@@ -263,7 +268,7 @@ impl<'s, S: BlobSource + ?Sized> Walker<'s, S> {
     }
 
     fn fail(&self, cause: impl Into<WalkProblem>) -> WalkError {
-        WalkError { path: self.path.clone(), cause: cause.into() }
+        WalkError { path: self.path.clone(), origin: self.origin.clone(), cause: cause.into() }
     }
 
     fn root(&mut self, root: &Root) -> Result<usize, WalkError> {
