@@ -12,6 +12,7 @@ use super::{
         ADDITIONAL, BLOB_REF, DEVICE, DIR_ENTRY, DIRECTORY, FILE_CHUNK, INODE, INODE_VECTOR, ROOTFS, TakeInode, VERITY,
         VERSION, XATTR, kind,
     },
+    wire::LAYERS_MAX,
 };
 use crate::name::{ChunkId, Digest};
 
@@ -72,6 +73,9 @@ impl<'a> PlainRootfs<'a> {
             return None;
         }
         let layers = message.structs_at(root.pointer(1), INODE_VECTOR)?;
+        if layers.len() > LAYERS_MAX as usize {
+            return None;
+        }
         let verity = message.structs_at(root.pointer(2), VERITY)?;
         Some(Self { message, layers, verity })
     }

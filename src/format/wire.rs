@@ -28,6 +28,7 @@ pub(super) fn decode_rootfs(bytes: &[u8], limits: &Limits, fetch: Fetch<'_>) -> 
     match inline.get_manifest_version() {
         3 => {
             let vectors = inline.get_metadatas().map_err(broken)?;
+            check_layers(vectors.len())?;
             let table = inline.get_fs_verity_data().map_err(broken)?;
             // The table has a row for each chunk of all layers. Room for all of them in each of many would never end.
             let chunks = if vectors.len() == 1 { table.len() as usize } else { 0 };
@@ -49,7 +50,9 @@ fn decode_split(
 ) -> Result<Rootfs, FormatError> {
     let mut layers = Vec::new();
     let mut metadata = Vec::new();
-    for (index, blob) in rootfs.get_metadatas().map_err(broken)?.iter().enumerate() {
+    let blobs = rootfs.get_metadatas().map_err(broken)?;
+    check_layers(blobs.len())?;
+    for (index, blob) in blobs.iter().enumerate() {
         let problem = |problem: String| FormatError::Metadata { index, problem };
         let blob = decode_blob_ref(blob).map_err(|cause| problem(cause.to_string()))?;
         let bytes = fetch(&blob).map_err(problem)?;
@@ -63,6 +66,17 @@ fn decode_split(
     }
     let verity = decode_verity(rootfs.get_fs_verity_data().map_err(broken)?)?;
     Ok(Rootfs { version: ManifestVersion::V2, layers, verity, metadata })
+}
+
+/// An image has a layer for itself and one for each delta that it is. An inode is looked for in all of them, so a small message with
+/// a million empty ones would keep its reader busy for days.
+pub(super) const LAYERS_MAX: u32 = 1024;
+
+fn check_layers(count: u32) -> Result<(), FormatError> {
+    match count > LAYERS_MAX {
+        true => Err(FormatError::Tree(format!("it has {count} layers, over {LAYERS_MAX}"))),
+        false => Ok(()),
+    }
 }
 
 fn broken(cause: capnp::Error) -> FormatError {
@@ -392,6 +406,19 @@ mod tests {
                 damaged[to..to + 8].copy_from_slice(&bytes[to..to + 8]);
             }
         }
+    }
+
+    #[test]
+    fn a_rootfs_has_no_more_than_so_many_layers() {
+        let decoded = |layers| {
+            let layers = (1..layers).map(|_| Layer::default()).chain([layer(&[])]).collect();
+            let bytes = Rootfs::new(layers, Vec::new()).encode().unwrap();
+            found_alike(&bytes);
+            Rootfs::decode(&bytes, &Limits::default(), &mut |_| Err("it is of version 3".into()))
+        };
+        assert_eq!(decoded(LAYERS_MAX).unwrap().layers().len() as u32, LAYERS_MAX);
+        let refused = decoded(LAYERS_MAX + 1).unwrap_err().to_string();
+        assert_eq!(refused, "the rootfs is not a tree: it has 1025 layers, over 1024");
     }
 
     #[test]
