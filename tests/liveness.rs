@@ -27,10 +27,13 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
+/// Longer than any chunk, so that images which begin with such a file have a chunk in common wherever its bytes make cuts.
+const FILE_BYTES: usize = 300_000;
+
 /// On a disk of its own kind: an overlay needs a lower directory that it can look through.
 fn store() -> TestStore {
     let store = common::empty();
-    store.build("app", &[("file", &noise(1, 200_000)), ("other", &noise(2, 100))]);
+    store.build("app", &[("file", &noise(1, FILE_BYTES)), ("other", &noise(2, 100))]);
     store
 }
 
@@ -139,7 +142,7 @@ fn a_mount_in_other_mount_and_pid_namespaces_is_seen() {
     inside.stdin.take().unwrap().write_all(b"go on\n").unwrap();
     line.clear();
     said.read_line(&mut line).unwrap();
-    assert_eq!(line.trim(), "200000", "it reads on");
+    assert_eq!(line.trim(), FILE_BYTES.to_string(), "it reads on");
     assert!(inside.wait().unwrap().success());
     assert_released(&store);
 }
@@ -156,7 +159,7 @@ fn a_lazily_unmounted_image_is_alive_while_a_file_of_it_is_open() {
     assert_held(&store);
     let mut bytes = Vec::new();
     open.read_to_end(&mut bytes).unwrap();
-    assert_eq!(bytes, noise(1, 200_000));
+    assert_eq!(bytes, noise(1, FILE_BYTES));
     drop(open);
     assert_released(&store);
 }
@@ -171,7 +174,7 @@ fn a_bind_mount_of_a_mount_keeps_it_alive() {
     run("mount", &["--bind", text(&dir), text(&bound)]);
     run("umount", &[text(&dir)]);
     assert_held(&store);
-    assert_eq!(fs::read(bound.join("file")).unwrap(), noise(1, 200_000));
+    assert_eq!(fs::read(bound.join("file")).unwrap(), noise(1, FILE_BYTES));
     run("umount", &[text(&bound)]);
     assert_released(&store);
 }
@@ -188,7 +191,7 @@ fn an_overlay_on_a_mount_keeps_it_alive() {
     run("mount", &["-t", "overlay", "overlay", "-o", &options, text(&merged)]);
     run("umount", &["--lazy", text(&dir)]);
     assert_held(&store);
-    assert_eq!(fs::read(merged.join("file")).unwrap(), noise(1, 200_000));
+    assert_eq!(fs::read(merged.join("file")).unwrap(), noise(1, FILE_BYTES));
     run("umount", &[text(&merged)]);
     assert_released(&store);
 }
@@ -256,7 +259,7 @@ fn the_last_copies_of_a_tagged_image_outlive_its_mount() {
     assert_eq!(told.status.code(), Some(0), "{}", stdout(&told));
     assert!(stdout(&told).contains("the next gc puts it back"), "{}", stdout(&told));
     let again = mount(&store);
-    assert_eq!(fs::read(again.join("file")).unwrap(), noise(1, 200_000), "the next mount finds them");
+    assert_eq!(fs::read(again.join("file")).unwrap(), noise(1, FILE_BYTES), "the next mount finds them");
     umount(&again);
     let report = store.collect(at_once()).unwrap();
     assert!(report.healed > 0 && report.freed_bytes == 0, "{report:?}");
@@ -271,7 +274,7 @@ fn the_last_copies_outlive_two_mounts_that_shared_them() {
         return;
     }
     let store = store();
-    store.build("other", &[("file", &noise(1, 200_000)), ("more", &noise(3, 100))]);
+    store.build("other", &[("file", &noise(1, FILE_BYTES)), ("more", &noise(3, 100))]);
     let before = store.blobs();
     let mounts = [mount_tag(&store, "app", "mnt"), mount_tag(&store, "other", "mnt2")];
     ["app", "other"].iter().for_each(|tag| await_pins(&store, tag));
@@ -296,7 +299,7 @@ fn what_only_an_ended_mount_still_had_is_freed_as_the_dry_run_says() {
     unlink_foreignly(&store, &store.blobs());
     umount(&dir);
     let left = store.blob_bytes();
-    assert!(left > 200_000, "blobs leave only through gc");
+    assert!(left > FILE_BYTES as u64, "blobs leave only through gc");
     let dry = pfs(&["gc", "--quiet", "--dry-run", "--exit-code", text(&store.path)]);
     assert_eq!((stdout(&dry).trim(), dry.status.code()), (left.to_string().as_str(), Some(4)));
     assert_eq!(store.collect(at_once()).unwrap().freed_bytes, left);
