@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 fn images(tags: &[&str]) -> TestStore {
     let store = empty();
     for (seed, tag) in (1..).zip(tags) {
-        store.build(tag, &[("shared", &noise(99, 100_000)), ("own", &noise(seed, 50_000))]);
+        store.build(tag, &[("shared", &noise(99, 300_000)), ("then", &noise(seed, 50_000))]);
     }
     store
 }

@@ -18,8 +18,8 @@ use pfs::{
 /// A store with two images that share a file of many chunks.
 fn two_images() -> TestStore {
     let store = empty();
-    store.build("one", &[("shared", &noise(1, 300_000)), ("own", &noise(2, 90_000))]);
-    store.build("two", &[("shared", &noise(1, 300_000)), ("own", &noise(3, 90_000))]);
+    store.build("one", &[("shared", &noise(1, 300_000)), ("then", &noise(2, 90_000))]);
+    store.build("two", &[("shared", &noise(1, 300_000)), ("then", &noise(3, 90_000))]);
     store
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 fn images() -> TestStore {
     let store = empty();
     for (seed, tag) in (1..).zip(["one", "two"]) {
-        store.build(tag, &[("shared", &noise(99, 100_000)), ("own", &noise(seed, 50_000))]);
+        store.build(tag, &[("shared", &noise(99, 300_000)), ("then", &noise(seed, 50_000))]);
     }
     store
 }
@@ -109,7 +109,7 @@ fn without_a_copy_the_wrong_blob_is_set_aside_and_the_damage_is_told() {
     let output = pfs(&["check", store.path.to_str().unwrap()]);
     assert!(stdout(&output).contains("it is missing"), "{}", stdout(&output));
     // Building the image again brings the chunk back.
-    store.build("one", &[("shared", &noise(99, 100_000)), ("own", &noise(1, 50_000))]);
+    store.build("one", &[("shared", &noise(99, 300_000)), ("then", &noise(1, 50_000))]);
     assert_eq!(repair(&store, 0), []);
     assert_sound(&store);
 }
