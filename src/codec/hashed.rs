@@ -29,8 +29,7 @@ impl<'b> Hashed<'b> {
             whole.update(block);
             verity.update(block);
         }
-        let digest = Digest::from_bytes(&whole.finalize()).expect("sha-256 digests have 32 bytes");
-        (Self { bytes, digest }, verity.finish())
+        (Self { bytes, digest: Digest::of_hashed(whole) }, verity.finish())
     }
 
     /// The bytes.

@@ -282,7 +282,7 @@ pub(super) fn hash_seen(file: &File, see: &mut dyn FnMut(&[u8])) -> io::Result<D
             }
         }
     }
-    Ok(Digest::from_bytes(&hasher.finalize()).expect("sha-256 digests have 32 bytes"))
+    Ok(Digest::of_hashed(hasher))
 }
 
 /// The digest and the length of a file whose first bytes are these, or `None` if it has more than `limit`.
@@ -301,7 +301,7 @@ fn hash_behind(file: &File, start: &[u8], limit: u64) -> io::Result<Option<(Dige
             }
         }
     }
-    Ok(Some((Digest::from_bytes(&hasher.finalize()).expect("sha-256 digests have 32 bytes"), at)))
+    Ok(Some((Digest::of_hashed(hasher), at)))
 }
 
 fn hash_through(file: &File, buffer: &mut [u8]) -> io::Result<Digest> {
@@ -312,7 +312,7 @@ fn hash_through(file: &File, buffer: &mut [u8]) -> io::Result<Digest> {
             n => hasher.update(&buffer[..n]),
         }
     }
-    Ok(Digest::from_bytes(&hasher.finalize()).expect("sha-256 digests have 32 bytes"))
+    Ok(Digest::of_hashed(hasher))
 }
 
 /// Whether the file of that name in `dir` holds exactly these bytes; `None` if there is no such file.

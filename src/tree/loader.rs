@@ -8,9 +8,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use sha2::{Digest as _, Sha256};
-
 use hashbrown::HashSet;
+use sha2::{Digest as _, Sha256};
 
 use super::{
     cache::{Bounded, Decoded, DecodedChunks},
@@ -241,7 +240,7 @@ fn read_and_hash(file: &File, from: u64, out: &mut [u8]) -> Result<Digest, Chunk
     let inside = hash_into(file, before, &mut hash, out)?;
     scratch.resize(SCRATCH_BYTES, 0);
     hash_range(file, before + inside..u64::MAX, &mut hash, &mut scratch)?;
-    Ok(Digest::from_bytes(&hash.finalize()).expect("sha-256 has 32 bytes"))
+    Ok(Digest::of_hashed(hash))
 }
 
 /// Hashes a range as far as the file goes; returns where it ended.
