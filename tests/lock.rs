@@ -20,20 +20,32 @@ struct Call {
 }
 
 fn calls(log: &Path) -> Vec<Call> {
-    let text = fs::read_to_string(log).unwrap();
-    let call = |line: &str| {
-        let (thread, call) = line.split_once(char::is_whitespace)?;
-        let (name, rest) = call.trim_start().split_once('(')?;
-        Some(Call { thread: thread.into(), name: name.into(), rest: rest.into() })
-    };
-    text.lines().filter_map(call).collect()
+    calls_of(&fs::read_to_string(log).unwrap())
+}
+
+/// While a call is being made another thread may make one. Then strace writes the first in two lines: `flock(3, LOCK_EX
+/// <unfinished ...>`, and later `<... flock resumed>) = 0`.
+fn calls_of(text: &str) -> Vec<Call> {
+    let mut calls: Vec<Call> = Vec::new();
+    for line in text.lines() {
+        let Some((thread, call)) = line.split_once(char::is_whitespace) else { continue };
+        let call = call.trim_start();
+        if let Some((_, end)) = call.strip_prefix("<... ").and_then(|resumed| resumed.split_once(" resumed>")) {
+            let begun = calls.iter_mut().rev().find(|begun| begun.thread == thread).expect("it began");
+            begun.rest.push_str(end);
+        } else if let Some((name, rest)) = call.split_once('(') {
+            let rest = rest.strip_suffix(" <unfinished ...>").unwrap_or(rest);
+            calls.push(Call { thread: thread.into(), name: name.into(), rest: rest.into() });
+        }
+    }
+    calls
 }
 
 /// How often the store lock was held exclusively, and which calls that wait for the disk were made meanwhile.
-fn waits_under_lock(log: &Path) -> (u32, Vec<String>) {
+fn waits_under_lock(calls: Vec<Call>) -> (u32, Vec<String>) {
     let mut holds: HashMap<String, bool> = HashMap::new();
     let (mut times, mut waits) = (0, Vec::new());
-    for call in calls(log) {
+    for call in calls {
         if call.name == "flock" && call.rest.contains("/.pfs/lock>") {
             let is_taken = call.rest.contains("LOCK_EX") && call.rest.ends_with("= 0");
             times += u32::from(is_taken);
@@ -89,10 +101,19 @@ impl Ground {
     }
 
     fn assert_nobody_waited(&self, command: &[&str]) -> u32 {
-        let (times, waits) = waits_under_lock(&self.store.beside("log"));
+        let (times, waits) = waits_under_lock(calls(&self.store.beside("log")));
         assert!(waits.is_empty(), "pfs {} lets others wait for the disk: {waits:#?}", command[0]);
         times
     }
+}
+
+#[test]
+fn a_call_in_two_lines_counts_as_one() {
+    let log = "7 flock(3</s/.pfs/lock>, LOCK_EX|LOCK_NB <unfinished ...>\n8 fsync(4</s>) = 0\n\
+               7 <... flock resumed>)            = 0\n7 fsync(5</s/blobs> <unfinished ...>\n8 +++ exited with 0 +++\n\
+               7 <... fsync resumed>) = 0\n7 flock(3</s/.pfs/lock>, LOCK_UN) = 0\n7 fsync(5</s/index.json>) = 0\n";
+    let (times, waits) = waits_under_lock(calls_of(log));
+    assert_eq!((times, waits), (1, vec!["fsync(5</s/blobs>) = 0".into()]));
 }
 
 #[test]
