@@ -80,8 +80,23 @@ def traced(calls, *command):
     """The system calls of these names that a command and its threads make: process, seconds at entry, text, duration."""
     with tempfile.NamedTemporaryFile("r") as trace:
         run("strace", "-f", "--seccomp-bpf", "-y", "-ttt", "-T", "-e", "trace=" + calls, "-o", trace.name, *command)
-        lines = re.findall(r"^(\d+)\s+([\d.]+) (.*) = \S+.* <([\d.]+)>$", trace.read(), re.M)
-    return [(int(process), float(entered), call, float(took)) for process, entered, call, took in lines]
+        return calls_in(trace.read())
+
+
+def calls_in(log):
+    """The calls in a log of strace. One that another process or thread interrupts stands in two lines, begun and resumed."""
+    begun, found = {}, []
+    for line in log.splitlines():
+        process, entered, text = line.split(None, 2)
+        if text.endswith(" <unfinished ...>"):
+            begun[process] = entered, text.removesuffix(" <unfinished ...>")
+            continue
+        if resumed := re.match(r"<\.\.\. \w+ resumed>", text):
+            entered, start = begun.pop(process)
+            text = start + text[resumed.end():]
+        if call := re.fullmatch(r"(.*\)) += \S+.* <([\d.]+)>", text):
+            found.append((int(process), float(entered), call[1], float(call[2])))
+    return found
 
 
 @contextlib.contextmanager
