@@ -17,7 +17,7 @@ use super::{
     ahead::Ahead,
     cache::Decoded,
     loader::{Loader, Pattern, StoredChunk},
-    streams::Streams,
+    streams::{AHEAD_MAX, Streams},
 };
 use crate::{
     format::{FileMap, Piece},
@@ -162,6 +162,23 @@ impl ChunkReader {
         map.pieces().next().is_some_and(|piece| self.loader.has_lost(&StoredChunk::of(piece.blob)))
     }
 
+    /// Hears that a directory is listed, with the maps of its first files in the order of the list. Where directories that are
+    /// listed are read, too, the first chunks of those files are prepared.
+    pub fn note_listing<'a>(&self, files: impl Iterator<Item = FileMap<'a>>) {
+        let Some(ahead) = &self.ahead else { return };
+        let pieces = files.flat_map(|map| map.pieces().map(move |piece| (map, piece.slot)));
+        let mut pieces = pieces.take(LISTED_PIECES_MAX);
+        let Some((map, first)) = pieces.next() else { return };
+        let layer = map.layer_chunks();
+        let reach = first..=first.saturating_add(AHEAD_MAX);
+        let near = pieces.take_while(|(map, slot)| std::ptr::eq(map.layer_chunks(), layer) && reach.contains(slot));
+        let slots = first..=near.map(|(_, slot)| slot).max().unwrap_or(first);
+        let chunk = |slot| StoredChunk::of(map.layer_chunk(slot));
+        if self.streams.list(layer, &slots, !self.loader.was_loaded(&chunk(first))) {
+            ahead.load(slots.map(chunk).filter(|chunk| !self.loader.has_lost(chunk)));
+        }
+    }
+
     /// Finds out whether these pieces, which one read asks for, are on somebody's way along the stream of files.
     fn follow(&self, map: FileMap<'_>, mut pieces: impl Iterator<Item = Piece>) -> Pattern {
         let Some(first) = pieces.next() else { return Pattern::Random };
@@ -186,6 +203,9 @@ impl ChunkReader {
         error
     }
 }
+
+/// So many pieces of a directory's files are looked at to find its first chunks. Small files share them.
+const LISTED_PIECES_MAX: usize = 256;
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -443,5 +463,34 @@ mod tests {
             }
         }
         assert_eq!(lock(&fixture.told).len(), 1, "only what was asked for is told");
+    }
+    #[test]
+    fn whoever_reads_what_he_lists_has_the_first_chunks_of_its_files_in_that_layer_prepared() {
+        let chunks: Vec<Vec<u8>> = (0..40u8).map(|at| vec![at; 3000]).collect();
+        let pieces: Vec<_> = chunks.iter().map(|chunk| (place(chunk, 0, false), 3000)).collect();
+        // The upper layer has four chunks, and the places of the last file's are none in it.
+        let (first, second, third, other, below) = (2, 3, 4, 5, 6);
+        let upper = Sample::new().dir_looking_below(1, &[("a", first), ("b", second), ("c", third)]);
+        let upper = upper.file(first, &pieces[..1]).file(second, &pieces[1..2]).file(third, &pieces[2..4]);
+        let lower = Sample::new().dir(1, &[("d", other), ("e", below)]);
+        let lower = lower.file(other, &pieces[4..8]).file(below, &pieces[8..]);
+        let mut fixture = fixture(Verify::First, &[]);
+        fixture.view = View::new(image(vec![upper.layer(), lower.layer()])).unwrap();
+        fixture.reader = fixture.reader.reading_ahead();
+        chunks.iter().for_each(|chunk| fixture.store(place(chunk, 0, false).chunk, chunk));
+        let map = |ino| fixture.view.file_map(ino).unwrap();
+        for ino in [first, second] {
+            fixture.reader.note_listing([map(ino)].into_iter());
+            assert!(fixture.reader.at_hand(map(ino), 0).is_none(), "not yet");
+            fixture.reader.read_at(ino, map(ino), 0, &mut [0; 3000]).unwrap();
+        }
+        fixture.reader.note_listing([map(third), map(below)].into_iter());
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while fixture.reader.at_hand(map(third), 0).is_none() || fixture.reader.at_hand(map(third), 3000).is_none() {
+            assert!(std::time::Instant::now() < deadline, "nothing has been prepared in 30 s");
+            std::thread::yield_now();
+        }
+        assert!(fixture.reader.at_hand(map(below), 0).is_none(), "that is in another layer");
+        fixture.reader.note_listing(std::iter::empty());
     }
 }

@@ -104,6 +104,11 @@ impl Loader {
         self.verify == Verify::First && !self.is_unverified(&stored.chunk) && !self.decoded.has_or_expects(stored)
     }
 
+    /// Whether it was loaded before, as far as is known.
+    pub(super) fn was_loaded(&self, stored: &StoredChunk) -> bool {
+        self.has_lost(stored) || self.decoded.has_or_expects(stored)
+    }
+
     fn read_compressed(
         &self,
         stored: StoredChunk,

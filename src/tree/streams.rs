@@ -3,7 +3,10 @@
 //! A builder cuts the contents of all files into chunks as one stream, so the chunks of a layer in order of first use are
 //! in the order in which a walk over the tree, or a read of one long file, wants them.
 
-use std::{ops::Range, sync::Mutex};
+use std::{
+    ops::{Range, RangeInclusive},
+    sync::Mutex,
+};
 
 use super::chunks::lock;
 use crate::name::ChunkId;
@@ -11,7 +14,16 @@ use crate::name::ChunkId;
 /// Where the last few readers are.
 #[derive(Default)]
 pub(super) struct Streams {
-    heads: Mutex<[Head; HEADS]>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    heads: [Head; HEADS],
+    /// What is read next if the directory that was listed last is read: a layer, as in [`Head`], and a slot.
+    listed: Option<(usize, u32)>,
+    /// How often a directory was listed and read, less how often one was only listed.
+    trust: u32,
 }
 
 #[derive(Default, Clone, Copy)]
@@ -28,6 +40,8 @@ struct Head {
     steps: u32,
     /// Whether it reads what has been read before.
     reads_again: bool,
+    /// Whether it began with a listing. Its first read may come anywhere in what is prepared: the rest is in the page cache.
+    is_listed: bool,
 }
 
 /// What to prepare for a reader.
@@ -46,19 +60,29 @@ const HEADS: usize = 8;
 const STEPS_MIN: u32 = 2;
 /// How far ahead to prepare at most, in chunks of 64 KiB on average. Who has come a little way is prepared for a little way: a walk
 /// that takes directories in another order than the stream goes forward by a few chunks, again and again, to come to what it has seen.
-const AHEAD_MAX: u32 = 24;
+pub(super) const AHEAD_MAX: u32 = 24;
+/// So often must a directory have been listed and read before the next that is listed is prepared.
+const TRUST_MIN: u32 = 2;
+/// After this many, five that are only listed are enough to end it.
+const TRUST_MAX: u32 = 6;
 
 impl Streams {
     /// Notes that one read goes from the chunk in the slot `first` of a layer to the one in `last`, and whether the first was
     /// loaded before and is not in memory any more. `None` if no reader has come along to it; else which chunks to prepare.
     pub(super) fn touch(&self, layer: &[ChunkId], first: u32, last: u32, again: bool) -> Option<Due> {
         let (layer, len) = (layer.as_ptr().addr(), u32::try_from(layer.len()).unwrap_or(u32::MAX));
-        let mut heads = lock(&self.heads);
-        let near = |head: &Head| head.layer == layer && (head.at == first || head.at.checked_add(1) == Some(first));
+        let mut state = lock(&self.state);
+        let State { heads, listed, trust } = &mut *state;
+        if *listed == Some((layer, first)) {
+            *listed = None;
+            *trust = (*trust + 1).min(TRUST_MAX);
+        }
+        let near = |head: &Head| head.layer == layer && (head.at..=head.reach()).contains(&first);
         let Some(which) = heads.iter().position(near) else {
             heads.rotate_right(1);
             let unprepared = last.saturating_add(1);
-            heads[0] = Head { layer, at: last, start: first, unprepared, steps: 0, reads_again: again };
+            heads[0] =
+                Head { layer, at: last, start: first, unprepared, steps: 0, reads_again: again, is_listed: false };
             return None;
         };
         heads[..=which].rotate_right(1);
@@ -68,9 +92,38 @@ impl Streams {
         head.reads_again |= again;
         (head.steps >= STEPS_MIN).then(|| head.due(len))
     }
+
+    /// Notes that a directory is listed whose files have the chunks in these slots of a layer, and whether the first of them has
+    /// not been loaded yet. Returns whether whoever lists directories reads them, and these chunks are to be prepared for that.
+    pub(super) fn list(&self, layer: &[ChunkId], slots: &RangeInclusive<u32>, is_new: bool) -> bool {
+        let layer = layer.as_ptr().addr();
+        let (first, unprepared) = (*slots.start(), slots.end().saturating_add(1));
+        let mut state = lock(&self.state);
+        if state.listed.take().is_some() {
+            state.trust = state.trust.saturating_sub(1);
+        }
+        // What was loaded before may be read without a request.
+        state.listed = is_new.then_some((layer, first));
+        // Where somebody comes along anyway, nothing is to be done for him.
+        let is_ahead = |head: &Head| head.layer == layer && (head.at..=head.unprepared).contains(&first);
+        let is_due = state.trust >= TRUST_MIN && !state.heads.iter().any(is_ahead);
+        if is_due {
+            let (at, start) = (first, first);
+            let head = Head { layer, at, start, unprepared, steps: STEPS_MIN, reads_again: false, is_listed: true };
+            state.heads.rotate_right(1);
+            state.heads[0] = head;
+        }
+        is_due
+    }
 }
 
 impl Head {
+    /// The last chunk that the next read may begin in.
+    fn reach(&self) -> u32 {
+        let next = self.at.saturating_add(1);
+        if self.is_listed { next.max(self.unprepared.saturating_sub(1)) } else { next }
+    }
+
     fn due(&mut self, len: u32) -> Due {
         let next = self.unprepared.max(self.at.saturating_add(1));
         let ahead = self.at.saturating_sub(self.start).saturating_mul(2).clamp(1, AHEAD_MAX);
@@ -123,6 +176,46 @@ mod tests {
         let again = |slot, again| streams.touch(&layer, slot, slot, again).map(|due| due.again);
         assert_eq!([again(5, false), again(6, false), again(7, false)], [None, None, Some(false)]);
         assert_eq!([again(8, true), again(9, false)], [Some(true), Some(true)], "it goes on like that");
+    }
+
+    #[test]
+    fn who_reads_what_he_lists_has_it_prepared_and_who_only_lists_has_not() {
+        let (streams, layer) = (Streams::default(), layer(10_000));
+        let list = |first: u32| streams.list(&layer, &(first..=first + 9), true);
+        let touch = |slot| streams.touch(&layer, slot, slot, false).map(|due| due.slots);
+        for directory in 0..10 {
+            assert!(!list(directory * 100), "nobody reads");
+        }
+        for directory in [50, 40] {
+            assert!(!list(directory * 100));
+            assert_eq!(touch(directory * 100), None);
+        }
+        assert!(list(3000));
+        assert_eq!(touch(3004), Some(3010..3013), "the four before it were pushed");
+        assert!(!list(2000) || !list(1000), "that was none of its first");
+        for directory in 60..70 {
+            list(directory * 100);
+            touch(directory * 100);
+        }
+        let prepared = (0..10).filter(|directory| list(directory * 100)).count();
+        assert_eq!(prepared, (TRUST_MAX - TRUST_MIN + 1) as usize, "who lists only is found out");
+        assert!(!streams.list(&layer, &(9990..=u32::MAX), true), "more than there are");
+    }
+
+    #[test]
+    fn a_listing_of_what_was_loaded_before_says_nothing_about_its_reader() {
+        let (streams, layer) = (Streams::default(), layer(1000));
+        for slot in [100, 200] {
+            streams.list(&layer, &(slot..=slot), true);
+            streams.touch(&layer, slot, slot, false);
+        }
+        for first in (300..900).step_by(20) {
+            assert!(streams.list(&layer, &(first..=first + 10), false));
+            assert!(
+                !streams.list(&layer, &(first + 11..=first + 15), false),
+                "it is next for whoever comes to {first}"
+            );
+        }
     }
 
     #[test]

@@ -118,6 +118,12 @@ impl View {
         }))
     }
 
+    /// The maps of the regular files among the first `entries` entries of a directory; none if `ino` is no directory.
+    pub fn file_maps(&self, ino: u64, entries: usize) -> impl Iterator<Item = FileMap<'_>> {
+        let nodes = self.read_dir(ino, 0).into_iter().flatten().take(entries);
+        nodes.filter_map(|(_, node)| self.file_map(node.ino))
+    }
+
     /// The target of a symbolic link.
     pub fn readlink(&self, ino: u64) -> Option<&[u8]> {
         match self.inode(ino)?.kind() {
