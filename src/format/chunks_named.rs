@@ -8,8 +8,9 @@
 
 use super::{
     Limits, check_name,
+    layer_builder::check_symlink,
     plain_rootfs::{PlainInode, PlainLayer, PlainRootfs},
-    rootfs::{ROOT_INO, check_symlink},
+    rootfs::ROOT_INO,
     rootfs_message::kind,
 };
 use crate::name::ChunkId;

@@ -1,6 +1,6 @@
 //! Where the bytes of a file are.
 
-use super::rootfs::{BlobRef, ChunkRecord};
+use super::layer::{BlobRef, ChunkRecord};
 use crate::name::ChunkId;
 
 /// The chunk references of one file. They are contiguous from byte 0, none is empty, their sum is the size of the file,

@@ -6,6 +6,8 @@ mod chunks_named;
 mod error;
 mod file_map;
 mod index;
+mod layer;
+mod layer_builder;
 mod manifest;
 mod message;
 mod message_writer;
@@ -20,12 +22,11 @@ pub use chunks_named::chunks_named_plainly;
 pub use error::FormatError;
 pub use file_map::{FileMap, Piece};
 pub use index::{Descriptor, DescriptorDigest, IndexDocument, IndexEntry, Platform, REF_NAME};
+pub use layer::{BlobRef, Device, DirEntry, Directory, Inode, Kind, Layer};
+pub use layer_builder::{InodeDraft, KindDraft, LayerBuilder, XattrDraft};
 pub use manifest::{Link, ManifestDocument, references_in_text};
 pub use message::message_length;
 pub use message_writer::MessageSink;
 pub use path_name::{NameError, check_name};
-pub use rootfs::{
-    BlobRef, Device, DirEntry, Directory, Inode, InodeDraft, Kind, KindDraft, Layer, LayerBuilder, Limits,
-    ManifestVersion, Rootfs, XattrDraft,
-};
+pub use rootfs::{Limits, ManifestVersion, Rootfs};
 pub use rootfs_message::{LayerSource, RootfsMessage, TakeInode};

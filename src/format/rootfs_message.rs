@@ -180,7 +180,7 @@ fn add_inode(
         KindDraft::Block(device) => Mode(kind::BLOCK, add_device(writer, from, device)),
         KindDraft::File(pieces) => Mode(kind::FILE, add_pieces(writer, from, pieces)?),
         KindDraft::Symlink(to) => {
-            super::rootfs::check_symlink(to)?;
+            super::layer_builder::check_symlink(to)?;
             target = Some(to);
             Mode(kind::SYMLINK, 0)
         }
