@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read},
+    ops::RangeInclusive,
     os::unix::fs::FileExt,
     thread,
 };
@@ -93,7 +94,7 @@ impl Store {
     /// The same, with the stamp of the file from before it was read; none if it lay elsewhere than in `blobs/`.
     pub fn read_blob_stamped(&self, digest: &Digest, limit: u64) -> Result<(Vec<u8>, Option<FileStamp>), StoreError> {
         let (bytes, stamp) = self.read_unchecked(digest, limit, read_limited)?;
-        expect_digest(digest, Digest::of(&bytes), bytes.len())?;
+        expect_digest(digest, Digest::of(&bytes), bytes.len() as u64)?;
         Ok((bytes, stamp))
     }
 
@@ -116,7 +117,7 @@ impl Store {
                 (made, actual.unwrap_or_else(|| Digest::of(bytes)))
             }),
         };
-        expect_digest(digest, actual, bytes.len())?;
+        expect_digest(digest, actual, bytes.len() as u64)?;
         Ok(made)
     }
 
@@ -234,7 +235,7 @@ fn over(limit: u64) -> String {
     format!("it has over {limit} bytes")
 }
 
-fn expect_digest(digest: &Digest, actual: Digest, len: usize) -> Result<(), StoreError> {
+fn expect_digest(digest: &Digest, actual: Digest, len: u64) -> Result<(), StoreError> {
     match actual == *digest {
         true => Ok(()),
         false => {
@@ -269,50 +270,47 @@ pub(super) fn hash(file: &File) -> io::Result<Digest> {
     hash_through(file, &mut vec![0; HASH_BUFFER_BYTES])
 }
 
-/// The same of a file that has just been written, from its begin on, with each part shown to `see`.
+fn hash_through(file: &File, buffer: &mut [u8]) -> io::Result<Digest> {
+    let mut hasher = sha2::Sha256::new();
+    for_each_part(file, 0..=u64::MAX, buffer, &mut |part| hasher.update(part))?;
+    Ok(Digest::of_hashed(hasher))
+}
+
+/// The same, with each part shown to `see`.
 pub(super) fn hash_seen(file: &File, see: &mut dyn FnMut(&[u8])) -> io::Result<Digest> {
-    let (mut hasher, mut buffer, mut at) = (sha2::Sha256::new(), vec![0; HASH_BUFFER_BYTES], 0);
-    loop {
-        match file.read_at(&mut buffer, at)? {
+    let (mut hasher, mut buffer) = (sha2::Sha256::new(), vec![0; HASH_BUFFER_BYTES]);
+    for_each_part(file, 0..=u64::MAX, &mut buffer, &mut |part| {
+        hasher.update(part);
+        see(part);
+    })?;
+    Ok(Digest::of_hashed(hasher))
+}
+
+/// The digest and the length of a file whose first bytes are these, or `None` if it has more than `limit`.
+fn hash_behind(file: &File, start: &[u8], limit: u64) -> io::Result<Option<(Digest, u64)>> {
+    let (mut hasher, mut buffer) = (sha2::Sha256::new_with_prefix(start), vec![0; HASH_BUFFER_BYTES]);
+    let end = for_each_part(file, start.len() as u64..=limit, &mut buffer, &mut |part| hasher.update(part))?;
+    Ok((end <= limit).then(|| (Digest::of_hashed(hasher), end)))
+}
+
+/// Reads a file from one place on, a buffer at a time, until it ends or goes past the other; returns where that is.
+fn for_each_part(
+    file: &File,
+    range: RangeInclusive<u64>,
+    buffer: &mut [u8],
+    see: &mut dyn FnMut(&[u8]),
+) -> io::Result<u64> {
+    let (mut at, limit) = range.into_inner();
+    while at <= limit {
+        match file.read_at(buffer, at)? {
             0 => break,
             n => {
-                hasher.update(&buffer[..n]);
                 see(&buffer[..n]);
                 at += n as u64;
             }
         }
     }
-    Ok(Digest::of_hashed(hasher))
-}
-
-/// The digest and the length of a file whose first bytes are these, or `None` if it has more than `limit`.
-fn hash_behind(file: &File, start: &[u8], limit: u64) -> io::Result<Option<(Digest, usize)>> {
-    let (mut hasher, mut buffer, mut at) =
-        (sha2::Sha256::new_with_prefix(start), vec![0; HASH_BUFFER_BYTES], start.len());
-    loop {
-        if at as u64 > limit {
-            return Ok(None);
-        }
-        match file.read_at(&mut buffer, at as u64)? {
-            0 => break,
-            n => {
-                hasher.update(&buffer[..n]);
-                at += n;
-            }
-        }
-    }
-    Ok(Some((Digest::of_hashed(hasher), at)))
-}
-
-fn hash_through(file: &File, buffer: &mut [u8]) -> io::Result<Digest> {
-    let mut hasher = sha2::Sha256::new();
-    loop {
-        match { file }.read(buffer)? {
-            0 => break,
-            n => hasher.update(&buffer[..n]),
-        }
-    }
-    Ok(Digest::of_hashed(hasher))
+    Ok(at)
 }
 
 /// Whether the file of that name in `dir` holds exactly these bytes; `None` if there is no such file.
