@@ -86,6 +86,10 @@ fn young_and_matching_tags_stay() {
     let store = store_of(&[("app-1", &[(1, 50_000)]), ("lib-1", &[(2, 50_000)])]);
     assert!(run(&store, &["--yes", "--keep-within", "1d"], 0).contains("freed 0 B"));
     assert_eq!(store.tags().len(), 2);
+    let alone = run(&store, &["--yes", "--keep-tag", "app-*"], 0);
+    assert!(alone.contains("freed 0 B") && alone.contains("note: --keep-tag alone lets no tag go"), "{alone}");
+    assert_eq!(store.tags().len(), 2);
+    assert!(!run(&store, &["-n", "--free", "1", "--keep-tag", "app-*"], 0).contains("note: --keep-tag"));
     let tags = PrunePolicy { keep_last: Some(0), keep_tags: vec!["app-*".parse().unwrap()], ..PrunePolicy::default() };
     assert_eq!(prune(&store, &tags, &["--keep-last", "0", "--keep-tag", "app-*"], 0), ["lib-1"]);
 }

@@ -25,7 +25,7 @@ use super::{
 ///
 /// What is mounted or pinned always stays. Without a rule, only dangling entries go: those without a name that nothing
 /// with a name has. Of the tags that no --keep rule keeps, --free takes those that free most, until it is enough; without
-/// --free, all of them go.
+/// --free, all of them go, if --keep-last or --keep-within is given: with --keep-last 0, all that --keep-tag does not name.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  pfs prune -n --explain --keep-last 5 /srv/oci\n  pfs prune --yes --keep-within 30d --keep-tag 'release-*' /srv/oci\n  pfs prune --yes --free 20GiB --keep-last 1 /srv/oci\n  pfs prune --yes /srv/oci"
@@ -39,7 +39,7 @@ pub struct Args {
     /// Keep the tags whose manifest came into the store within this time, as in 12h or 30d.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     keep_within: Option<Duration>,
-    /// Keep the tags that fit; * stands for any characters, ? for one.
+    /// Keep the tags that fit; * stands for any characters, ? for one. Alone it lets no tag go.
     #[arg(long, value_name = "GLOB")]
     keep_tag: Vec<Glob>,
     /// Remove only as many as it takes to free this much.
@@ -159,6 +159,10 @@ fn text(context: &Context, args: &Args, decided: &PrunePlan, outcome: &Outcome) 
     let _ = writeln!(text, "{freed} {} in {}", bytes(outcome.bytes), count(outcome.blobs, "blob"));
     if outcome.waiting > 0 {
         let _ = writeln!(text, "in quarantine: {} (pfs gc --now frees it at once)", bytes(outcome.waiting));
+    }
+    let has_no_rule = |row: &PruneRow| matches!(row.verdict, PruneVerdict::Keep(KeepReason::NoRule));
+    if !args.keep_tag.is_empty() && decided.rows.iter().any(has_no_rule) {
+        let _ = writeln!(text, "note: --keep-tag alone lets no tag go; with --keep-last 0 all the others go");
     }
     if let (Some(wanted), false) = (args.free, decided.is_enough) {
         let _ = writeln!(text, "not enough: {wanted} were wanted, and nothing else may go");
