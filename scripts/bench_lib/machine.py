@@ -8,6 +8,9 @@ APT = {"mksquashfs": "squashfs-tools", "mkfs.erofs": "erofs-utils", "squashfuse_
        "debootstrap": "debootstrap", "fusermount3": "fuse3", "cmake": "cmake", "strace": "strace", "time": "time",
        "valgrind": "valgrind"}
 CARGO = {"puzzlefs": "puzzlefs --version 0.2.0", "nydusd": "nydus-rs --version 2.2.0"}
+# The packages that these are built with.
+BUILT_WITH = {"puzzlefs": ["gcc", "libc6-dev", "capnproto", "libssl-dev", "pkg-config"],
+              "nydusd": ["gcc", "g++", "libc6-dev", "cmake", "make", "libssl-dev", "pkg-config"]}
 # Commands that show a version, and how the version looks in what they print.
 VERSIONS = {
     # nydusd does not know its own.
@@ -36,8 +39,7 @@ def install(tools):
     """Installs what is missing of these tools, and says what cannot be had."""
     missing = [tool for tool in tools if not shutil.which(tool)]
     packages = [APT[tool] for tool in missing if tool in APT]
-    if "nydusd" in missing:
-        packages += ["cmake", "libssl-dev", "pkg-config"]
+    packages += sorted({package for tool in missing for package in BUILT_WITH.get(tool, [])})
     if packages:
         say(f"installing {' '.join(packages)}")
         subprocess.run(["apt-get", "update", "-qq"], stdout=subprocess.DEVNULL)
