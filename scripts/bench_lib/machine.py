@@ -10,7 +10,7 @@ APT = {"mksquashfs": "squashfs-tools", "mkfs.erofs": "erofs-utils", "squashfuse_
 CARGO = {"puzzlefs": "puzzlefs --version 0.2.0", "nydusd": "nydus-rs --version 2.2.0"}
 # The packages that these are built with.
 BUILT_WITH = {"puzzlefs": ["gcc", "libc6-dev", "capnproto", "libssl-dev", "pkg-config"],
-              "nydusd": ["gcc", "g++", "libc6-dev", "cmake", "make", "libssl-dev", "pkg-config"]}
+              "nydusd": ["gcc", "g++", "libc6-dev", "cmake", "make", "perl", "libssl-dev", "pkg-config"]}
 # Commands that show a version, and how the version looks in what they print.
 VERSIONS = {
     # nydusd does not know its own.
