@@ -5,7 +5,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 # Where cargo puts what it builds.
 TARGET = os.path.join(ROOT, os.environ.get("CARGO_TARGET_DIR", "target"))
 APT = {"mksquashfs": "squashfs-tools", "mkfs.erofs": "erofs-utils", "squashfuse_ll": "squashfuse",
-       "debootstrap": "debootstrap", "fusermount3": "fuse3", "cmake": "cmake", "strace": "strace", "time": "time",
+       "debootstrap": "debootstrap", "fusermount3": "fuse3", "strace": "strace", "time": "time",
        "valgrind": "valgrind"}
 CARGO = {"puzzlefs": "puzzlefs --version 0.2.0", "nydusd": "nydus-rs --version 2.2.0"}
 # The packages that these are built with.

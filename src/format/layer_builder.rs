@@ -1,4 +1,4 @@
-//! A layer that is being made, and what its inodes must be like: the checks are here and nowhere else.
+//! A layer that is being made. What one inode alone must be like is checked here, on its way in.
 
 use std::{hash::BuildHasher, ops::Range};
 

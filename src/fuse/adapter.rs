@@ -49,8 +49,8 @@ const NAME_BYTES_MAX: u32 = 255;
 const KEPT_BUFFER_BYTES: usize = REQUEST_BYTES_MAX as usize;
 /// Inode numbers are never used again for something else.
 const GENERATION: Generation = Generation(0);
-/// Whose files are looked at when a directory is listed: the first ones are read first.
-const NOTED_ENTRIES_MAX: usize = 256;
+/// So many entries of a directory that is listed are looked at for files: what stands first is read first.
+const LISTED_ENTRIES_MAX: usize = 256;
 /// `.` and `..` stand before the entries.
 const DOTS: u64 = 2;
 
@@ -103,7 +103,7 @@ impl Image {
         let first = usize::try_from(offset.saturating_sub(DOTS)).map_err(|_| Trouble::WrongKind)?;
         let entries = self.view.read_dir(ino.0, first).ok_or(Trouble::NoDirectory)?;
         if offset == 0 {
-            self.chunks.note_listing(self.view.file_maps(ino.0, NOTED_ENTRIES_MAX));
+            self.chunks.note_listing(self.view.file_maps(ino.0, LISTED_ENTRIES_MAX));
         }
         let skipped = usize::try_from(offset.min(DOTS)).expect("at most 2");
         let all = dots.into_iter().skip(skipped).chain(entries);

@@ -94,7 +94,8 @@ impl Streams {
     }
 
     /// Notes that a directory is listed whose files have the chunks in these slots of a layer, and whether the first of them has
-    /// not been loaded yet. Returns whether whoever lists directories reads them, and these chunks are to be prepared for that.
+    /// not been loaded yet. Returns whether they are to be prepared: directories that are listed are read, and nobody comes along
+    /// to this one anyway.
     pub(super) fn list(&self, layer: &[ChunkId], slots: &RangeInclusive<u32>, is_new: bool) -> bool {
         let layer = layer.as_ptr().addr();
         let (first, unprepared) = (*slots.start(), slots.end().saturating_add(1));
@@ -104,14 +105,19 @@ impl Streams {
         }
         // What was loaded before may be read without a request.
         state.listed = is_new.then_some((layer, first));
-        // Where somebody comes along anyway, nothing is to be done for him.
         let is_ahead = |head: &Head| head.layer == layer && (head.at..=head.unprepared).contains(&first);
         let is_due = state.trust >= TRUST_MIN && !state.heads.iter().any(is_ahead);
         if is_due {
-            let (at, start) = (first, first);
-            let head = Head { layer, at, start, unprepared, steps: STEPS_MIN, reads_again: false, is_listed: true };
             state.heads.rotate_right(1);
-            state.heads[0] = head;
+            state.heads[0] = Head {
+                layer,
+                at: first,
+                start: first,
+                unprepared,
+                steps: STEPS_MIN,
+                reads_again: false,
+                is_listed: true,
+            };
         }
         is_due
     }
@@ -191,15 +197,16 @@ mod tests {
             assert_eq!(touch(directory * 100), None);
         }
         assert!(list(3000));
-        assert_eq!(touch(3004), Some(3010..3013), "the four before it were pushed");
-        assert!(!list(2000) || !list(1000), "that was none of its first");
+        assert_eq!(touch(3004), Some(3010..3013), "it comes anywhere in what is prepared");
+        assert!(!list(2000), "nobody came to the first of 3000");
         for directory in 60..70 {
             list(directory * 100);
             touch(directory * 100);
         }
+        assert!(streams.list(&layer, &(9990..=u32::MAX), true));
+        assert!(touch(9990).is_some_and(|slots| slots.is_empty()), "there are no more");
         let prepared = (0..10).filter(|directory| list(directory * 100)).count();
         assert_eq!(prepared, (TRUST_MAX - TRUST_MIN + 1) as usize, "who lists only is found out");
-        assert!(!streams.list(&layer, &(9990..=u32::MAX), true), "more than there are");
     }
 
     #[test]

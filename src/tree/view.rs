@@ -120,8 +120,11 @@ impl View {
 
     /// The maps of the regular files among the first `entries` entries of a directory; none if `ino` is no directory.
     pub fn file_maps(&self, ino: u64, entries: usize) -> impl Iterator<Item = FileMap<'_>> {
-        let nodes = self.read_dir(ino, 0).into_iter().flatten().take(entries);
-        nodes.filter_map(|(_, node)| self.file_map(node.ino))
+        let inos = self
+            .listing(ino)
+            .into_iter()
+            .flat_map(move |listing| (0..listing.len().min(entries)).map(move |at| listing.entry(at).ino));
+        inos.filter_map(|ino| self.file_map(ino))
     }
 
     /// The target of a symbolic link.
