@@ -32,6 +32,8 @@ pub struct DeletePlan {
     unpinned: Vec<Digest>,
     graph: Option<ImageGraph>,
     options: DeleteOptions,
+    /// When the index was read that this was decided on.
+    read_nanoseconds: i64,
 }
 
 /// What a deletion did, or would do.
@@ -98,7 +100,7 @@ impl DeletePlan {
             Some(graph) if complete => needed_in(graph, &places_of(&targets)),
             _ => needed_by(store, index.document(), &targets),
         };
-        Ok(Self { targets, edited, scope, unpinned, graph, options })
+        Ok(Self { targets, edited, scope, unpinned, graph, options, read_nanoseconds: index.read_nanoseconds() })
     }
 
     /// What is to be untagged.
@@ -170,6 +172,9 @@ impl DeletePlan {
         let plan = gc::plan(facts, Policy::default(), now_seconds);
         report.evidence = plan.evidence().to_vec();
         report.freed = gc::apply(plan, store, now_seconds, watch)?;
+        if report.evidence.is_empty() {
+            report.evidence.clone_from(&report.freed.evidence);
+        }
         Ok(())
     }
 
@@ -177,7 +182,7 @@ impl DeletePlan {
     fn facts(&self, store: &Store, roots: Roots<'_>, now_seconds: i64, watch: &dyn Observer) -> Result<Facts, GcError> {
         let scope = Scope::Only(self.scope.clone());
         let mut facts = Facts::gather_of(store, roots, scope, now_seconds, watch)?;
-        facts.released.extend(&self.scope);
+        facts.release(&self.scope, self.read_nanoseconds);
         Ok(facts)
     }
 }

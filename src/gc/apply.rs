@@ -9,7 +9,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Facts, GcError, GcPlan, GcReport, Marks, PlannedBlob, Policy, Roots, Verdict, plan};
+use super::{
+    Facts, GcError, GcPlan, GcReport, Hold, Marks, PlannedBlob, Policy, Roots, Verdict,
+    facts::traces,
+    hold, plan,
+    plan::{Waits, waits},
+};
 use crate::{
     name::Digest,
     observe::{Event, Observer},
@@ -33,7 +38,11 @@ pub fn collect(store: &Store, policy: Policy, now_seconds: i64, watch: &dyn Obse
 
 /// Applies a plan. Becomes the store's collector first, or fails with [`crate::store::StoreError::Locked`].
 pub fn apply(plan: GcPlan, store: &Store, now_seconds: i64, watch: &dyn Observer) -> Result<GcReport, GcError> {
-    let collector = store.lock_collector()?;
+    let collector = match plan.waits_for_collector {
+        true => store.await_collector()?,
+        false => store.lock_collector()?,
+    };
+    store.restore_lost_indexes()?;
     check_clock(store, now_seconds)?;
     let mut run = Run { store, watch, now_seconds, marks: plan.marks, remarks: 0, report: GcReport::default() };
     run.heal()?;
@@ -45,13 +54,16 @@ pub fn apply(plan: GcPlan, store: &Store, now_seconds: i64, watch: &dyn Observer
         .partition(|blob| blob.verdict == Verdict::Condemn);
     let mut quarantined: Vec<_> =
         in_quarantine.into_iter().filter_map(|blob| blob.quarantined).map(|blob| *blob).collect();
-    let moved = run.condemn(&condemned)?;
-    run.refresh()?;
-    match plan.hold_seconds {
+    let (epoch, moved) = run.condemn(&condemned, plan.hold_seconds)?;
+    match run.hold_seconds(plan.hold, plan.hold_seconds)? {
         0 => quarantined.extend(moved),
-        _ => run.hold(moved)?,
+        seconds => {
+            let held = run.put_off(&epoch, moved, plan.hold_seconds, seconds)?;
+            run.hold(held)?;
+        }
     }
-    run.purge(quarantined)?;
+    let may_free = plan.waits == waits(plan.hold, &run.report.evidence) || plan.waits == Waits::Not;
+    run.purge(quarantined, may_free)?;
     store.log_index(&store.index()?)?;
     run.tidy(&plan.stale)?;
     store.save_references(&collector);
@@ -102,13 +114,42 @@ impl<'s> Run<'s> {
         }
     }
 
-    /// Marks that were up to date a moment ago. Other programs do not know the lock, so they may have changed the index, or
-    /// mounted an image, since the last batch.
-    fn refresh(&mut self) -> Result<(), GcError> {
-        while !self.marks.are_current(self.store)? || !self.marks.processes_are_current(self.store) {
+    /// How long what was condemned has to wait, by evidence that is taken now. Other programs do not know the lock, so one of
+    /// them may have begun to write after the plan was made, and have seen a blob before it was condemned. Such a program is
+    /// either still running, and found here, or has written its index, which the marks are compared with afterwards. So the
+    /// marks are current when this returns, too.
+    fn hold_seconds(&mut self, hold: Hold, planned_seconds: u64) -> Result<u64, GcError> {
+        loop {
+            let processes = self.marks.look_at_processes(self.store)?;
+            let evidence = hold::evidence(&traces(self.store)?, &processes, 0, self.now_seconds);
+            if self.marks.are_current(self.store)? && self.marks.needs_what_is_used(&processes) {
+                let seconds = hold.seconds(&evidence).max(planned_seconds);
+                self.report.evidence = evidence;
+                return Ok(seconds);
+            }
             self.remark()?;
         }
-        Ok(())
+    }
+
+    /// Sees to it that what was condemned waits for so long, where the plan had it wait less.
+    fn put_off(
+        &mut self,
+        epoch: &str,
+        mut moved: Vec<QuarantinedBlob>,
+        planned_seconds: u64,
+        seconds: u64,
+    ) -> Result<Vec<QuarantinedBlob>, GcError> {
+        if seconds > planned_seconds && !moved.is_empty() {
+            let guard = self.store.lock_exclusive()?;
+            let epoch = self.store.put_off_epoch(&guard, epoch, self.until(seconds))?;
+            moved.iter_mut().for_each(|blob| blob.epoch.clone_from(&epoch));
+        }
+        Ok(moved)
+    }
+
+    /// The second from which on what is condemned now may go.
+    fn until(&self, seconds: u64) -> i64 {
+        self.now_seconds.saturating_add(i64::try_from(seconds).unwrap_or(i64::MAX))
     }
 
     fn remark(&mut self) -> Result<(), GcError> {
@@ -120,13 +161,17 @@ impl<'s> Run<'s> {
         self.marks.settle(self.store)
     }
 
-    /// Moves what is still not needed into quarantine, and gives what was moved.
-    fn condemn(&mut self, condemned: &[PlannedBlob]) -> Result<Vec<QuarantinedBlob>, GcError> {
+    /// Moves what is still not needed into quarantine, for so many seconds, and gives the epoch and what was moved.
+    fn condemn(
+        &mut self,
+        condemned: &[PlannedBlob],
+        hold_seconds: u64,
+    ) -> Result<(String, Vec<QuarantinedBlob>), GcError> {
         let mut moved = Vec::new();
         if condemned.is_empty() {
-            return Ok(moved);
+            return Ok((String::new(), moved));
         }
-        let epoch = self.store.begin_epoch(&self.store.lock_exclusive()?, self.now_seconds)?;
+        let epoch = self.store.begin_epoch(&self.store.lock_exclusive()?, self.until(hold_seconds))?;
         self.watch.event(Event::Phase("moving to quarantine"));
         let mut left = condemned.iter().peekable();
         while left.peek().is_some() {
@@ -142,7 +187,7 @@ impl<'s> Run<'s> {
             let done = moved.len() as u64;
             self.watch.event(Event::Progress { done, total: condemned.len() as u64 });
         }
-        Ok(moved)
+        Ok((epoch, moved))
     }
 
     /// Leaves what was moved in quarantine, but for what is needed by now.
@@ -192,8 +237,8 @@ impl<'s> Run<'s> {
         Ok(())
     }
 
-    /// Restores what is needed by now, and unlinks the rest.
-    fn purge(&mut self, quarantined: Vec<QuarantinedBlob>) -> Result<(), GcError> {
+    /// Restores what is needed by now, and unlinks the rest, if that may be freed.
+    fn purge(&mut self, quarantined: Vec<QuarantinedBlob>, may_free: bool) -> Result<(), GcError> {
         if quarantined.is_empty() {
             return Ok(());
         }
@@ -207,7 +252,7 @@ impl<'s> Run<'s> {
                 if self.marks.needs(&blob.digest) {
                     self.report.freed_bytes += self.store.restore(blob)?;
                     self.report.restored.push(blob.digest);
-                } else {
+                } else if may_free {
                     self.report.freed_bytes += self.store.purge(&guard, blob)?;
                     self.report.freed.push(blob.digest);
                 }

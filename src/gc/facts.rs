@@ -1,7 +1,7 @@
 //! What the collector knows when it plans.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     panic::resume_unwind,
     path::PathBuf,
     thread::{self, ScopedJoinHandle},
@@ -13,7 +13,7 @@ use crate::{
     name::{Digest, MediaKind},
     observe::{Event, Observer},
     store::{
-        ForeignTraces, IndexSnapshot, Inventory, LeaseKind, LeaseRecord, LeaseState, Pin, ProcessEvidence,
+        BlobStat, ForeignTraces, IndexSnapshot, Inventory, LeaseKind, LeaseRecord, LeaseState, Pin, ProcessEvidence,
         QuarantinedBlob, StalePins, StaleStaging, Store, StoreError,
     },
 };
@@ -115,8 +115,24 @@ pub struct Facts {
     pub traces: ForeignTraces,
     /// Which blobs the facts are about.
     pub scope: Scope,
-    /// Blobs that an index we have seen did need: they were published once, so nobody is still uploading them.
-    pub released: HashSet<Digest>,
+    /// Blobs that an index we have seen did need, and when that index was seen last, in nanoseconds since 1970. A file that
+    /// was written later is another upload.
+    pub released: HashMap<Digest, i64>,
+}
+
+impl Facts {
+    /// Whether a blob was published once, and its file has not been written since.
+    pub(super) fn is_released(&self, digest: &Digest, stat: &BlobStat) -> bool {
+        self.released.get(digest).is_some_and(|named| stat.written_nanoseconds <= *named)
+    }
+
+    /// Notes that an index which was read at this time, in nanoseconds since 1970, needed these blobs.
+    pub fn release(&mut self, digests: &HashSet<Digest>, read_nanoseconds: i64) {
+        for digest in digests {
+            let named = self.released.entry(*digest).or_insert(read_nanoseconds);
+            *named = read_nanoseconds.max(*named);
+        }
+    }
 }
 
 /// What is needed, with the stamp of what that was derived from.
@@ -193,10 +209,7 @@ impl Facts {
         let quarantined = store.quarantined()?;
         let stale = store.stale_staging()?;
         let stale_pins = store.stale_pins()?;
-        let mut traces = store.foreign_traces()?;
-        for other in store.other_layouts()? {
-            traces.extend(other.foreign_traces()?);
-        }
+        let traces = traces(store)?;
         let released = released(store, &marks)?;
         Ok(Self { marks, inventory, quarantined, stale, stale_pins, traces, scope, released })
     }
@@ -218,6 +231,10 @@ impl Marks {
         for (layout, index) in &others {
             graph_roots.extend(Root::of_other_index(layout, index.document()));
         }
+        // Indexes of other programs that a killed edit of pfs has left aside.
+        for lost in store.lost_indexes()? {
+            graph_roots.extend(Root::of_other_index(lost.name().as_ref(), &lost.document));
+        }
         for lease in leases.iter().filter(|lease| lease.live) {
             graph_roots.extend(lease_roots(lease)?);
         }
@@ -227,10 +244,7 @@ impl Marks {
             digest: DescriptorDigest::Sha256(pin.digest),
             kind: MediaKind::of(&pin.media_type),
         }));
-        let owners: Vec<u32> =
-            live_records(&leases).filter(|record| record.is_process_here()).map(|record| record.pid).collect();
-        let mut layouts = vec![store.path().to_path_buf()];
-        layouts.extend(others.iter().map(|(layout, _)| layout.clone()));
+        let (owners, layouts) = (owners(&leases), layouts_of(store, &others));
         let mut processes = ProcessEvidence::default();
         let graph = walk_with(store, graph_roots, || {
             processes = store.process_evidence(&layouts, &owners);
@@ -266,9 +280,14 @@ impl Marks {
         self.graph.reach(&entries)
     }
 
-    /// Whether no process has taken up a blob of the store that was not known to be needed.
-    pub fn processes_are_current(&self, store: &Store) -> bool {
-        let now = store.process_evidence(&[], &[]);
+    /// What processes do with the store now, as [`Self::processes`] was found.
+    pub fn look_at_processes(&self, store: &Store) -> Result<ProcessEvidence, GcError> {
+        let leases = store.leases()?;
+        Ok(store.process_evidence(&layouts_of(store, &other_indexes(store)?), &owners(&leases)))
+    }
+
+    /// Whether none of these processes has taken up a blob of the store that was not known to be needed.
+    pub fn needs_what_is_used(&self, now: &ProcessEvidence) -> bool {
         now.processes.iter().flat_map(|process| &process.blobs).all(|blob| self.needs(blob))
     }
 
@@ -276,6 +295,27 @@ impl Marks {
     pub fn needs(&self, digest: &Digest) -> bool {
         self.graph.needs(digest) || self.claims.contains(digest)
     }
+}
+
+/// This layout, and the others that use the same blobs.
+fn layouts_of(store: &Store, others: &[(PathBuf, IndexSnapshot)]) -> Vec<PathBuf> {
+    let mut layouts = vec![store.path().to_path_buf()];
+    layouts.extend(others.iter().map(|(layout, _)| layout.clone()));
+    layouts
+}
+
+/// The processes here that hold leases.
+fn owners(leases: &[LeaseState]) -> Vec<u32> {
+    live_records(leases).filter(|record| record.is_process_here()).map(|record| record.pid).collect()
+}
+
+/// Traces of other writers in all layouts that use the blobs of this one.
+pub(super) fn traces(store: &Store) -> Result<ForeignTraces, StoreError> {
+    let mut traces = store.foreign_traces()?;
+    for other in store.other_layouts()? {
+        traces.extend(other.foreign_traces()?);
+    }
+    Ok(traces)
 }
 
 impl Stamp {
@@ -342,11 +382,13 @@ fn lease_roots(lease: &LeaseState) -> Result<Vec<Root>, GcError> {
     Ok(roots)
 }
 
-/// What the logged indexes needed, as far as it can still be read. An entry that cannot be read any more releases nothing:
-/// its blobs are then collected by age.
-fn released(store: &Store, marks: &Marks) -> Result<HashSet<Digest>, GcError> {
-    let mut released = HashSet::new();
+/// What the logged indexes needed, as far as it can still be read, with the time in nanoseconds since 1970 when the newest
+/// of them that needs it was written. An entry that cannot be read any more releases nothing: its blobs are then collected
+/// by age.
+fn released(store: &Store, marks: &Marks) -> Result<HashMap<Digest, i64>, GcError> {
+    let mut released = HashMap::new();
     let mut seen = HashSet::new();
+    // The newest comes first, so the first time that is found for a blob is the latest.
     for note in store.index_notes()? {
         // Nearly all entries of nearly all notes are those of the present index, so most need no parsing.
         if references_in_text(note.bytes()).iter().all(|digest| marks.graph.needs(digest) || seen.contains(digest)) {
@@ -359,7 +401,9 @@ fn released(store: &Store, marks: &Marks) -> Result<HashSet<Digest>, GcError> {
                 continue;
             }
             if let Ok(graph) = walk(store, vec![root]) {
-                released.extend(graph.digests());
+                for digest in graph.digests() {
+                    released.entry(digest).or_insert(note.written_nanoseconds());
+                }
             }
         }
     }

@@ -91,6 +91,10 @@ pub struct GcPlan {
     pub(super) stale: Vec<StaleStaging>,
     pub(super) stale_pins: StalePins,
     pub(super) marks: Marks,
+    pub(super) hold: Hold,
+    pub(super) waits: Waits,
+    /// Another collector is waited for: the index has been edited already, and what it released is to go.
+    pub(super) waits_for_collector: bool,
     pub(super) hold_seconds: u64,
     evidence: Vec<Evidence>,
     freed_bytes: u64,
@@ -106,7 +110,7 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
         let verdict = judge(digest, stat, &facts, &held, &policy, now_seconds);
         young += u64::from(matches!(verdict, Verdict::Young(_)));
         if facts.scope.has(digest) {
-            let newest_max = if facts.released.contains(digest) { i64::MAX } else { stat.newest_seconds };
+            let newest_max = if facts.is_released(digest, stat) { i64::MAX } else { stat.newest_seconds };
             present.push(PlannedBlob { digest: *digest, stat: *stat, verdict, quarantined: None, newest_max });
         }
     }
@@ -114,7 +118,7 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
     let hold_seconds = policy.hold.seconds(&evidence);
     let mut tally = Tally::new(&facts);
     let mut condemned = Tally::default();
-    let mut blobs = plan_quarantined(&facts, hold_seconds, now_seconds, &mut tally, &mut condemned);
+    let mut blobs = plan_quarantined(&facts, waits(policy.hold, &evidence), now_seconds, &mut tally, &mut condemned);
     for blob in present.iter_mut().filter(|blob| blob.verdict == Verdict::Condemn) {
         let going = if hold_seconds == 0 { &mut tally } else { &mut condemned };
         match policy.max_freed {
@@ -132,15 +136,41 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
         stale,
         stale_pins: facts.stale_pins,
         marks: facts.marks,
+        waits: waits(policy.hold, &evidence),
+        hold: policy.hold,
+        waits_for_collector: matches!(facts.scope, Scope::Only(_)),
         hold_seconds,
         evidence,
+    }
+}
+
+/// What the blobs in quarantine wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waits {
+    /// Nothing: a person said that they go now.
+    Not,
+    /// The time that their epoch says.
+    AsSaid,
+    /// A day more: somebody else may be at work, and a collector that was killed may not have looked.
+    ForOthers,
+    /// That, and the end of a process that may use the store.
+    ForProcess,
+}
+
+/// What the blobs in quarantine wait for in the face of this evidence.
+pub(super) fn waits(hold: Hold, evidence: &[Evidence]) -> Waits {
+    match hold {
+        Hold::Seconds(0) => Waits::Not,
+        Hold::Auto if evidence.iter().any(|evidence| matches!(evidence, Evidence::Process { .. })) => Waits::ForProcess,
+        Hold::Auto if !evidence.is_empty() => Waits::ForOthers,
+        _ => Waits::AsSaid,
     }
 }
 
 /// What becomes of the blobs in quarantine. Adds what is freed to `freed`, and what goes on waiting to `waiting`.
 fn plan_quarantined(
     facts: &Facts,
-    hold_seconds: u64,
+    waits: Waits,
     now_seconds: i64,
     freed: &mut Tally,
     waiting: &mut Tally,
@@ -148,7 +178,15 @@ fn plan_quarantined(
     let mut back = HashSet::new();
     let mut blobs = Vec::new();
     for blob in facts.quarantined.iter().filter(|blob| facts.scope.has(&blob.digest)) {
-        let verdict = match hold_seconds.saturating_sub(age_of_epoch(&blob.epoch, now_seconds)) {
+        let left = match waits {
+            Waits::Not => 0,
+            Waits::AsSaid => seconds_left(&blob.epoch, now_seconds),
+            Waits::ForOthers => seconds_left(&blob.epoch, now_seconds.saturating_sub_unsigned(hold::AUTO_SECONDS)),
+            Waits::ForProcess => {
+                seconds_left(&blob.epoch, now_seconds.saturating_sub_unsigned(hold::AUTO_SECONDS)).max(1)
+            }
+        };
+        let verdict = match left {
             _ if facts.marks.needs(&blob.digest) => Verdict::Restore,
             0 => Verdict::Purge,
             left => Verdict::Wait(left),
@@ -168,10 +206,11 @@ fn plan_quarantined(
     blobs
 }
 
-/// An epoch is named after the second in which its blobs were condemned. One whose name says nothing is as young as can be.
-fn age_of_epoch(epoch: &str, now_seconds: i64) -> u64 {
-    let condemned = epoch.split('-').next().and_then(|seconds| seconds.parse::<i64>().ok());
-    condemned.and_then(|seconds| u64::try_from(now_seconds.saturating_sub(seconds)).ok()).unwrap_or(0)
+/// How long the blobs of an epoch still have to wait: it is named after the second from which on they may go. One whose name
+/// says nothing waits until a person says that it may go.
+fn seconds_left(epoch: &str, now_seconds: i64) -> u64 {
+    let until = epoch.split('-').next().and_then(|seconds| seconds.parse::<i64>().ok());
+    until.map_or(hold::AUTO_SECONDS, |until| u64::try_from(until.saturating_sub(now_seconds)).unwrap_or(0))
 }
 
 /// The verdict for a blob in the blob directory.
@@ -188,7 +227,7 @@ fn judge(
         () if held.contains_key(digest) => Verdict::Held(held[digest].clone()),
         () if facts.marks.graph.needs(digest) => Verdict::Keep(KeepReason::Needed),
         () if facts.marks.claims.contains(digest) => Verdict::Held(vec![Holder::Build]),
-        () if facts.released.contains(digest) => Verdict::Condemn,
+        () if facts.is_released(digest, stat) => Verdict::Condemn,
         () if age < policy.min_age_seconds || stat.newest_seconds > now_seconds => Verdict::Young(age),
         () => Verdict::Condemn,
     }

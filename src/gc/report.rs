@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{GcPlan, Holder, KeepReason, Verdict};
+use super::{Evidence, GcPlan, Holder, KeepReason, Verdict};
 use crate::name::Digest;
 
 /// What a collection has done.
@@ -18,6 +18,8 @@ pub struct GcReport {
     pub held: Vec<Digest>,
     /// Their bytes.
     pub held_bytes: u64,
+    /// What was found when the evidence of other writers was taken again, if anything is held.
+    pub evidence: Vec<Evidence>,
     /// How many blobs that an image needs were put back from the pins of its mounts.
     pub healed: u64,
     /// How many leases of ended processes were removed.

@@ -31,6 +31,9 @@ pub struct BlobStat {
     /// The newest of modification, change and birth time, in seconds since 1970 by the filesystem's clock. Copies and
     /// renames keep the modification time, so it alone would lie.
     pub newest_seconds: i64,
+    /// When its bytes came to be here, in nanoseconds since 1970: the later of modification and birth, or of modification
+    /// and change where the filesystem has no birth time. Links and renames do not move it.
+    pub written_nanoseconds: i64,
 }
 
 /// How a blob came to be in the store.
@@ -62,6 +65,10 @@ impl BlobStat {
             links: stat.stx_nlink,
             identity: (rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino),
             newest_seconds: stat.stx_mtime.tv_sec.max(stat.stx_ctime.tv_sec).max(stat.stx_btime.tv_sec),
+            written_nanoseconds: match stat.stx_mask & rustix::fs::StatxFlags::BTIME.bits() {
+                0 => nanoseconds(&stat.stx_mtime).max(nanoseconds(&stat.stx_ctime)),
+                _ => nanoseconds(&stat.stx_mtime).max(nanoseconds(&stat.stx_btime)),
+            },
         }
     }
 
@@ -74,6 +81,11 @@ impl BlobStat {
     pub fn freed_bytes(&self) -> u64 {
         if self.links <= 1 { self.size } else { 0 }
     }
+}
+
+/// A time in nanoseconds since 1970; one that 64 bits do not hold is the last that they do.
+pub(super) fn nanoseconds(time: &rustix::fs::StatxTimestamp) -> i64 {
+    time.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(time.tv_nsec))
 }
 
 impl Store {

@@ -79,6 +79,18 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Keeps blobs that are about to be published again: they are claimed as those of a build are. Whoever calls it holds
+    /// the lock since it has seen that they are there, and gives the lease back when the index names them.
+    pub fn claim_blobs(&self, held: &SharedGuard<'_>, name: &str, digests: &[Digest]) -> Result<Lease, StoreError> {
+        let mut record = LeaseRecord::of_this_process(LeaseKind::Build, jiff::Timestamp::now());
+        record.tag = Some(name.into());
+        let lease = self.take_lease(held, &record)?;
+        lease.claim(held, digests)?;
+        Ok(lease)
+    }
+}
+
 impl BuildSession<'_> {
     /// Takes in a blob: found in the store with the same bytes, or staged. Safe to call from several threads.
     pub fn put(&self, bytes: &[u8]) -> Result<Stored, StoreError> {
@@ -165,15 +177,15 @@ impl BuildSession<'_> {
         let digest = self.put(manifest)?.digest;
         self.staging.sync_filesystem()?;
         let entry = entry(&digest, manifest.len() as u64);
-        let guard = self.store.lock_shared()?;
         self.reserve_for_index(entry.len())?;
         self.look_at_reused()?;
-        self.reveal(&guard)?;
+        // From here on the claims of the lease keep the blobs.
+        self.reveal(&self.store.lock_shared()?)?;
         self.look_at_reused()?;
         self.store.blobs.sync()?;
         self.staging.unlink(RESERVE).at("remove", self.staging.join(RESERVE))?;
         let mut replaced = None;
-        self.store.put_entry(&guard, &entry, |index| -> Result<_, StoreError> {
+        self.store.put_entry(&entry, |index| -> Result<_, StoreError> {
             let entries = index.entries().iter().enumerate();
             let same: Vec<_> = entries.filter(|(_, entry)| entry.tag.as_ref() == Some(tag)).collect();
             replaced = same.iter().find_map(|(_, entry)| match &entry.descriptor.digest {
@@ -182,7 +194,7 @@ impl BuildSession<'_> {
             });
             Ok(same.iter().map(|(at, _)| *at).collect())
         })?;
-        self.end(&guard)?;
+        self.end()?;
         Ok(Published { manifest: digest, replaced })
     }
 
@@ -260,7 +272,7 @@ impl BuildSession<'_> {
         self.staging.rename_over(name, &self.store.blobs, name).at("publish", self.store.blobs.join(name))
     }
 
-    fn end(&mut self, _held: &SharedGuard<'_>) -> Result<(), StoreError> {
+    fn end(&mut self) -> Result<(), StoreError> {
         let Some(lease) = self.lease.take() else { return Ok(()) };
         self.store.remove_own_staging(lease.id())?;
         self.store.release(lease)
@@ -330,7 +342,10 @@ impl Store {
         // The names first: a build takes its lease before it makes its directory.
         let names = temp.names()?.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect::<Vec<_>>();
         let live = self.live_leases()?;
-        let stale = names.into_iter().filter(|name| !live.contains(name)).map(|name| stale(&temp, name));
+        let lost = self.lost_indexes()?;
+        let is_lost = |name: &String| lost.iter().any(|lost| lost.name() == name);
+        let dead = names.into_iter().filter(|name| !live.contains(name) && !is_lost(name));
+        let stale = dead.map(|name| stale(&temp, name));
         stale.filter_map(Result::transpose).collect()
     }
 
@@ -348,7 +363,7 @@ impl Store {
         }
         match temp.stat(name)? {
             Some(stat) if is_dir(&stat) => remove_staging(&temp, name, goes_on),
-            Some(stat) if !is_being_written(&temp, name)? => {
+            Some(stat) if !is_being_written(&temp, name)? && !self.is_lost_index(name)? => {
                 temp.unlink(name).at("remove", temp.join(name))?;
                 Ok((stat.stx_size, true))
             }

@@ -2,7 +2,7 @@
 
 use std::{io::Read, thread, time::Duration};
 
-use super::{SharedGuard, Store, StoreError, disk::Dir, error::At};
+use super::{Store, StoreError, disk::Dir, error::At};
 use crate::{
     format::{FormatError, IndexDocument},
     name::Digest,
@@ -13,12 +13,18 @@ use crate::{
 pub struct IndexSnapshot {
     document: IndexDocument,
     digest: Digest,
+    read_nanoseconds: i64,
 }
 
 impl IndexSnapshot {
     /// The index.
     pub fn document(&self) -> &IndexDocument {
         &self.document
+    }
+
+    /// When it was read, in nanoseconds since 1970: what it names had been written by then.
+    pub fn read_nanoseconds(&self) -> i64 {
+        self.read_nanoseconds
     }
 
     /// The digest of its text: two snapshots with the same digest are the same index.
@@ -54,63 +60,68 @@ impl Store {
     }
 
     fn index_once(&self) -> Result<IndexSnapshot, StoreError> {
+        let read_nanoseconds = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
         let bytes = read_index(&self.root, INDEX)?;
         let document =
             IndexDocument::parse(&bytes).map_err(|source| StoreError::Index { path: self.index_path(), source })?;
-        Ok(IndexSnapshot { document, digest: Digest::of(&bytes) })
+        Ok(IndexSnapshot { document, digest: Digest::of(&bytes), read_nanoseconds })
     }
 
     /// Takes entries out of the index: those at the places that `choose` finds in it. `choose` is called several times: to
     /// prepare the new index, once more under the exclusive lock, when nobody can begin to mount what is being untagged, and
-    /// again for every index that other programs have written meanwhile.
+    /// again for every index that other programs have written meanwhile. The caller must not hold the store lock.
     pub fn remove_entries<E: From<StoreError>>(
         &self,
-        mut choose: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
+        choose: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
     ) -> Result<(), E> {
-        for _ in 0..TRIES {
-            let shared = self.lock_shared()?;
-            let before = self.index()?;
-            let places = choose(before.document())?;
-            let staged = self.stage_index(&shared, &before, &before.document().without(&places))?;
-            drop(shared);
-            let held = self.lock_exclusive()?;
-            let swapped = choose(before.document()).and_then(|now| Ok(now == places && self.swap_index(staged)?));
-            drop(held);
-            self.settle_swap()?;
-            if swapped? {
-                return Ok(());
-            }
-        }
-        Err(StoreError::IndexBusy { path: self.index_path() }.into())
+        self.publish(choose, |before, places| before.without(places))
     }
 
     /// Puts the JSON text of an entry into the index, as the last one, in place of those that `replace` finds in it, which
-    /// may be called several times. The blobs that the entry needs are durable before it is seen.
+    /// may be called several times. The blobs that the entry needs are durable before it is seen. The caller must not hold
+    /// the store lock, so a lease has to keep those blobs.
     pub fn add_entry<E: From<StoreError>>(
         &self,
-        held: &SharedGuard<'_>,
         entry: &str,
         replace: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
     ) -> Result<(), E> {
         self.blobs.sync()?;
-        self.put_entry(held, entry, replace)
+        self.put_entry(entry, replace)
     }
 
     /// The same, where the blobs that the entry needs are known to be durable.
     pub(super) fn put_entry<E: From<StoreError>>(
         &self,
-        held: &SharedGuard<'_>,
         entry: &str,
-        mut replace: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
+        replace: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
     ) -> Result<(), E> {
+        self.publish(replace, |before, places| before.with(entry, places))
+    }
+
+    /// Publishes an edit, in turn with the other publishers. `choose` finds the places of the entries that go, and is called
+    /// again under the exclusive lock: if they are others then, the edit begins again. `edit` makes the new index.
+    fn publish<E: From<StoreError>>(
+        &self,
+        mut choose: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
+        edit: impl Fn(&IndexDocument, &[usize]) -> IndexDocument,
+    ) -> Result<(), E> {
+        let publisher = self.lock_publisher()?;
+        self.restore_lost_entries(&publisher)?;
+        let mut pause = FIRST_PAUSE;
         for _ in 0..TRIES {
             let before = self.index()?;
-            let document = before.document().with(entry, &replace(before.document())?);
-            let swapped = self.swap_index(self.stage_index(held, &before, &document)?);
+            let places = choose(before.document())?;
+            let staged = self.stage_index(&before, &edit(before.document(), &places))?;
+            let held = self.lock_exclusive()?;
+            let swapped =
+                choose(before.document()).and_then(|now| Ok(now == places && self.swap_index(&held, staged)?));
+            drop(held);
             self.settle_swap()?;
             if swapped? {
                 return Ok(());
             }
+            thread::sleep(pause);
+            pause *= 2;
         }
         Err(StoreError::IndexBusy { path: self.index_path() }.into())
     }

@@ -3,7 +3,7 @@
 //! They tell a blob that was published once (it may go as soon as nothing needs it) from one that no index ever named
 //! (it may be somebody's upload that has not reached its index yet). Losing the log only makes the collector more patient.
 
-use super::{IndexSnapshot, Store, StoreError, disk::Dir, error::At, partial::Partial};
+use super::{IndexSnapshot, Store, StoreError, blobs::nanoseconds, disk::Dir, error::At, partial::Partial};
 use crate::{format::IndexDocument, name::Digest};
 
 /// How many texts are kept.
@@ -14,9 +14,15 @@ const KEPT: usize = 32;
 pub struct IndexNote {
     bytes: Vec<u8>,
     digest: Digest,
+    written_nanoseconds: i64,
 }
 
 impl IndexNote {
+    /// When it was written, in nanoseconds since 1970: what it names had been in the store by then.
+    pub fn written_nanoseconds(&self) -> i64 {
+        self.written_nanoseconds
+    }
+
     /// The text.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -59,10 +65,15 @@ impl Store {
 
     /// Layouts that share their blobs share `.pfs`, but not their history.
     fn log_name(&self) -> String {
+        self.own_name("index-log")
+    }
+
+    /// The name of a file of ours that each layout has for itself, also where several share their blobs and so `.pfs`.
+    pub(super) fn own_name(&self, name: &str) -> String {
         use std::os::unix::ffi::OsStrExt;
         match self.has_own_state() {
-            true => "index-log".into(),
-            false => format!("index-log-{}", Digest::of(self.path().as_os_str().as_bytes()).short()),
+            true => name.into(),
+            false => format!("{name}-{}", Digest::of(self.path().as_os_str().as_bytes()).short()),
         }
     }
 
@@ -74,7 +85,8 @@ impl Store {
         let read = move |name: String| {
             let bytes = log.as_ref()?.read_small(&name).ok()?;
             let digest = Digest::of(&bytes);
-            name.ends_with(&digest.to_string()).then_some(IndexNote { bytes, digest })
+            let written_nanoseconds = nanoseconds(&log.as_ref()?.stat(&name).ok()??.stx_mtime);
+            name.ends_with(&digest.to_string()).then_some(IndexNote { bytes, digest, written_nanoseconds })
         };
         Ok(names.into_iter().rev().filter_map(read))
     }

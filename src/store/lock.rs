@@ -33,7 +33,7 @@ pub struct CollectorGuard<'s> {
 
 /// An open file description with a flock; closing it releases the lock.
 #[derive(Debug)]
-struct Held<'s> {
+pub(super) struct Held<'s> {
     file: File,
     store: PhantomData<&'s Store>,
 }
@@ -47,6 +47,8 @@ impl Drop for Held<'_> {
 
 /// How long a process waits for others to leave; they hold the lock for milliseconds.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a delete waits for a collector that is at work.
+const COLLECTOR_PATIENCE: Duration = Duration::from_secs(600);
 const PAUSE: Duration = Duration::from_millis(2);
 
 impl Store {
@@ -69,7 +71,12 @@ impl Store {
         self.lock("gc.lock", Duration::ZERO, File::try_lock).map(|_held| CollectorGuard { _held })
     }
 
-    fn lock(
+    /// Becomes the collector, waiting up to 10 minutes for another one to end.
+    pub fn await_collector(&self) -> Result<CollectorGuard<'_>, StoreError> {
+        self.lock("gc.lock", COLLECTOR_PATIENCE, File::try_lock).map(|_held| CollectorGuard { _held })
+    }
+
+    pub(super) fn lock(
         &self,
         name: &str,
         patience: Duration,

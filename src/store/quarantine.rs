@@ -1,4 +1,6 @@
-//! `.pfs/quarantine/<epoch>/<hex>`: condemned blobs. The place is the state; there is no journal to disagree with it.
+//! `.pfs/quarantine/<until>-<number>/<hex>`: condemned blobs. The place is the state; there is no journal to disagree with it.
+//! The name of the epoch says from which second on its blobs may be purged. The run that condemned them decides that, and
+//! a later run can only put it off.
 //!
 //! A condemned blob was moved by rename, so a reader that has it open reads on, and one that comes too late finds it
 //! here. Restoring links it back first and only then removes the name here, so it is never without a name.
@@ -44,17 +46,30 @@ impl Store {
         Ok(found)
     }
 
-    /// Makes a new epoch, for one run, named after the second in which it begins. Runs in one second have epochs of their own:
-    /// a blob may be condemned, written anew and condemned again meanwhile.
-    pub fn begin_epoch(&self, _held: &ExclusiveGuard<'_>, now_seconds: i64) -> Result<String, StoreError> {
+    /// Makes a new epoch, for one run, whose blobs may be purged from the second `until_seconds` on. Each run has an epoch of
+    /// its own: a blob may be condemned, written again and condemned again meanwhile.
+    pub fn begin_epoch(&self, _held: &ExclusiveGuard<'_>, until_seconds: i64) -> Result<String, StoreError> {
         let quarantine = self.state()?.make_sub(QUARANTINE)?;
         for number in 0.. {
-            let epoch = format!("{now_seconds}-{number}");
+            let epoch = format!("{until_seconds}-{number}");
             if quarantine.make_new_sub(&epoch)? {
                 return Ok(epoch);
             }
         }
         unreachable!("the numbers do not end")
+    }
+
+    /// Puts off the time from which on the blobs of an epoch may be purged. Gives the new name of the epoch.
+    pub fn put_off_epoch(
+        &self,
+        held: &ExclusiveGuard<'_>,
+        epoch: &str,
+        until_seconds: i64,
+    ) -> Result<String, StoreError> {
+        let new = self.begin_epoch(held, until_seconds)?;
+        let quarantine = self.state()?.make_sub(QUARANTINE)?;
+        quarantine.rename_over(epoch, &quarantine, &new).at("put off", quarantine.join(epoch))?;
+        Ok(new)
     }
 
     /// Moves a blob into the quarantine of `epoch`, provided that it is still the file that `planned` describes and not younger
@@ -69,7 +84,11 @@ impl Store {
         epoch: &str,
     ) -> Result<bool, StoreError> {
         let name = digest.to_string();
-        let is_planned = |now: BlobStat| now.is_same_file(planned) && now.newest_seconds <= newest_max;
+        let is_planned = |now: BlobStat| {
+            let is_untouched =
+                now.written_nanoseconds <= planned.written_nanoseconds && now.newest_seconds <= newest_max;
+            now.is_same_file(planned) && is_untouched
+        };
         if !self.stat_blob(digest)?.is_some_and(is_planned) {
             return Ok(false);
         }

@@ -1,8 +1,8 @@
 //! Undo: bringing an entry back that the index has lost, while everything that it needs is still there.
 //!
 //! The index log has the entry's text, which goes back byte for byte. The race: a collector may take away what the image
-//! needs while it is being brought back. So the last look, the restoring and the edit happen under the shared lock, under
-//! which no blob leaves; blobs come first and the index last.
+//! needs while it is being brought back. So the last look and the restoring happen under the shared lock, under which no
+//! blob leaves, and the blobs are claimed by a lease until the index names them; blobs come first and the index last.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,7 +10,7 @@ use crate::{
     format::{DescriptorDigest, IndexDocument},
     graph::{NodeKind, Root, WalkError, walk},
     name::{Digest, Selector, Tag},
-    store::{QuarantinedBlob, SharedGuard, Store, StoreError},
+    store::{QuarantinedBlob, Store, StoreError},
 };
 
 /// An entry that an index once had and the present one has not.
@@ -192,8 +192,13 @@ pub fn bring_back(store: &Store, lost: &LostEntry, force: bool) -> Result<Undone
     }
     let demanded = demanded(store, &lost.root);
     let demanded = demanded.map_err(|cause| lost.unreadable(cause))?;
+    let lease = store.claim_blobs(&held, &lost.name(), &demanded)?;
     let restored = shelf.restore(store, &demanded)?;
-    add(store, &held, lost, force)?;
+    // Publishers wait in turn, which must not be done with the lock; from here on the claims keep the blobs.
+    drop(held);
+    let added = add(store, lost, force);
+    store.release(lease)?;
+    added?;
     Ok(Undone { tag: lost.tag.clone(), digest: lost.digest, restored })
 }
 
@@ -215,8 +220,8 @@ impl Shelf {
     }
 }
 
-fn add(store: &Store, held: &SharedGuard<'_>, lost: &LostEntry, force: bool) -> Result<(), UndoError> {
-    store.add_entry(held, &lost.text, |index| {
+fn add(store: &Store, lost: &LostEntry, force: bool) -> Result<(), UndoError> {
+    store.add_entry(&lost.text, |index| {
         let entries = index.entries().iter().enumerate();
         let same: Vec<usize> =
             entries.filter(|(_, entry)| lost.tag.is_some() && entry.tag == lost.tag).map(|(place, _)| place).collect();
