@@ -212,6 +212,7 @@ impl Ground {
             &[
                 "lock",
                 "gc.lock",
+                "publish.lock",
                 "clock",
                 "leases",
                 "keep",

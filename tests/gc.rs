@@ -8,7 +8,7 @@ use common::{TestStore, assert_sound, at_once, by_tag, empty, golden, lease_reco
 use pfs::{
     delete::{DeleteOptions, DeletePlan},
     format::Rootfs,
-    gc::{Evidence, GcError, GcPlan, Hold, KeepReason, Policy, Verdict, apply},
+    gc::{Evidence, GcError, GcPlan, Hold, KeepReason, Policy, Verdict, apply, collect},
     graph::{load_image, pick},
     name::{Digest, MediaKind},
     observe::{Event, Observer, Silent},
@@ -627,5 +627,95 @@ fn a_blob_that_is_condemned_twice_in_a_second_is_so_twice() {
     assert_eq!(store.quarantined().unwrap().len(), 2);
     store.collect(at_once()).unwrap();
     assert_eq!(store.quarantined().unwrap(), []);
+    assert_sound(&store);
+}
+
+/// A later run without a wish of its own does not shorten what an earlier one has said.
+#[test]
+fn a_held_blob_waits_until_its_own_deadline() {
+    let store = two_images();
+    store.untag_foreignly("one");
+    let held = store.collect(Policy { hold: Hold::Seconds(3600), ..at_once() }).unwrap();
+    assert!(!held.held.is_empty() && held.freed.is_empty());
+    for later in [Policy { hold: Hold::Auto, ..at_once() }, Policy { hold: Hold::Seconds(1), ..at_once() }] {
+        let report = store.collect(later).unwrap();
+        assert_eq!(report.freed, [], "an hour is an hour");
+    }
+    assert_eq!(store.quarantined().unwrap().len(), held.held.len());
+    let now = store.collect(at_once()).unwrap();
+    assert_eq!(now.freed.len(), held.held.len(), "but a person may say that it goes now");
+    assert_sound(&store);
+}
+
+/// An image is uploaded again after it was deleted: its blobs have been named by an index, but these files have not.
+#[test]
+fn a_blob_uploaded_again_is_young() {
+    let store = two_images();
+    let gone = only_of(&store, "one");
+    store.untag_foreignly("one");
+    store.log_index(&store.index().unwrap()).unwrap();
+    for digest in &gone {
+        let again = store.beside("upload");
+        fs::copy(store.blob(digest), &again).unwrap();
+        fs::rename(&again, store.blob(digest)).unwrap();
+    }
+    let report = store.collect(unheld()).unwrap();
+    assert_eq!(report.freed, []);
+    assert!(gone.is_subset(&store.blobs()));
+    assert_sound(&store);
+}
+
+/// Begins to stand in the store as soon as blobs are moved to quarantine, as another tool that came after the plan.
+struct LateWriter<'s>(&'s TestStore, std::sync::Mutex<Option<std::process::Child>>);
+
+impl Observer for LateWriter<'_> {
+    fn event(&self, event: Event<'_>) {
+        if matches!(event, Event::Phase("moving to quarantine")) {
+            let mut writer = std::process::Command::new("sleep");
+            let writer = writer.arg("60").current_dir(&self.0.path).spawn().unwrap();
+            let exe = format!("/proc/{}/exe", writer.id());
+            while !fs::read_link(&exe).is_ok_and(|exe| !exe.to_string_lossy().contains("gc-")) {
+                std::thread::yield_now();
+            }
+            *self.1.lock().unwrap() = Some(writer);
+        }
+    }
+}
+
+#[test]
+fn a_writer_that_comes_after_the_plan_holds() {
+    let store = two_images();
+    store.untag_foreignly("one");
+    store.log_index(&store.index().unwrap()).unwrap();
+    let plan = store.plan(Policy { hold: Hold::Auto, ..at_once() }).unwrap();
+    assert_eq!(plan.hold_seconds(), 0, "{:?}", plan.evidence());
+    let watch = LateWriter(&store, std::sync::Mutex::default());
+    let report = apply(plan, &store, now(), &watch);
+    let mut writer = watch.1.lock().unwrap().take().unwrap();
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    let report = report.unwrap();
+    assert_eq!(report.freed, [], "it may have seen a blob before it was moved");
+    assert!(!report.held.is_empty());
+    assert!(report.evidence.iter().any(|found| matches!(found, Evidence::Process { .. })));
+    assert_sound(&store);
+}
+
+/// What a killed edit of pfs has swapped out is another program's index, if it is not a text of ours.
+#[test]
+fn an_index_left_aside_is_a_root_and_comes_back() {
+    let store = two_images();
+    let without = fs::read(store.path.join("index.json")).unwrap();
+    store.log_index(&store.index().unwrap()).unwrap();
+    store.build("theirs", &[("file", &noise(9, 50_000))]);
+    let theirs = fs::read(store.path.join("index.json")).unwrap();
+    fs::write(store.path.join("index.json"), without).unwrap();
+    fs::remove_dir_all(store.path.join(".pfs/index-log")).unwrap();
+    let aside = store.path.join(format!(".pfs/tmp/.index.json-{}.1.0.partial", Digest::of(b"what pfs had staged")));
+    fs::write(&aside, theirs).unwrap();
+    assert_eq!(store.plan(at_once()).unwrap().summary().go, 0, "a root already in the dry run");
+    assert_eq!(collect(&store, at_once(), now(), &Silent).unwrap().freed, []);
+    assert!(store.tags().contains(&"theirs".into()) && !aside.exists());
+    store.read_back("theirs");
     assert_sound(&store);
 }

@@ -339,3 +339,29 @@ fn a_copy_that_slept_over_two_collections_is_complete_after_the_next() {
     assert_eq!(ground.store.read_back("copied"), from.store.read_back("three"));
     ground.settle();
 }
+
+/// Exit 0 means that the tag is there, however many publish at once.
+#[test]
+fn forty_builds_at_once_have_all_their_tags() {
+    const BUILDS: usize = 40;
+    let ground = Ground::new(40);
+    let tags: Vec<String> = (0..BUILDS).map(|number| format!("build-{number}")).collect();
+    let builds: Vec<Child> = tags
+        .iter()
+        .map(|tag| {
+            let (tree, image) = (ground.tree(tag), ground.image(tag));
+            let mut build = Command::new(env!("CARGO_BIN_EXE_pfs"));
+            build.args(["build", "-q", &tree, &image]).stdout(Stdio::null()).stderr(Stdio::piped());
+            build.spawn().unwrap()
+        })
+        .collect();
+    for build in builds {
+        must(&build.wait_with_output().unwrap());
+    }
+    let there = ground.store.tags();
+    assert!(tags.iter().all(|tag| there.contains(tag)), "{there:?}");
+    assert!(there.contains(&"one".into()) && there.contains(&"two".into()));
+    must(&pfs(&["gc", "--min-age", "0s", "--now", ground.path()]));
+    must(&pfs(&["check", "--data", ground.path()]));
+    assert_sound(&ground.store);
+}
