@@ -131,7 +131,7 @@ fn a_mount_in_other_mount_and_pid_namespaces_is_seen() {
         dir.display()
     );
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--pid", "--fork", "--propagation", "private", "sh", "-c", &script]);
+    command.args(["--mount", "--pid", "--fork", "--propagation", common::propagation("private"), "sh", "-c", &script]);
     let mut inside: Child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(inside.stdout.take().unwrap());
     let mut line = String::new();
@@ -235,7 +235,9 @@ fn a_machine_without_fuse_is_told_so() {
         image = app(&store),
         program = env!("CARGO_BIN_EXE_pfs"),
     );
-    let output = Command::new("unshare").args(["--mount", "--propagation", "private", "sh", "-c", &script]).output();
+    let output = Command::new("unshare")
+        .args(["--mount", "--propagation", common::propagation("private"), "sh", "-c", &script])
+        .output();
     let output = output.unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(stderr(&output).contains("there is no /dev/fuse here"), "{}", stderr(&output));

@@ -73,7 +73,8 @@ impl Place {
 
     /// This test program again, running one of the tests that are no tests.
     fn command(&self, child: &str, tag: &str) -> Command {
-        let mut command = Command::new(env::current_exe().unwrap());
+        let program = executable_by_all(&env::current_exe().unwrap(), self.dir.path());
+        let mut command = Command::new(program);
         command.args(["--exact", child, "--ignored", "--nocapture"]).stdout(Stdio::piped());
         command.env("PFS_TEST_IMAGE", self.image(tag).to_string()).env("PFS_TEST_DIR", &self.mountpoint);
         command
@@ -95,6 +96,21 @@ impl Place {
     fn lease_files(&self) -> usize {
         fs::read_dir(self.store.join(".pfs/leases")).map_or(0, Iterator::count)
     }
+}
+
+/// A program that every user can execute: itself, or a copy in `place` if one of the directories above it is closed to others,
+/// as /root is.
+fn executable_by_all(program: &Path, place: &Path) -> PathBuf {
+    let is_open = |path: &Path| fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o001 != 0);
+    if program.ancestors().all(is_open) {
+        return program.into();
+    }
+    let copy = place.join(program.file_name().unwrap());
+    if !copy.exists() {
+        fs::copy(program, &copy).unwrap();
+        fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
+    }
+    copy
 }
 
 fn is_mounted(mountpoint: &Path) -> bool {

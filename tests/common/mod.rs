@@ -253,6 +253,14 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     (0..len.div_ceil(8)).flat_map(|_| next()).take(len).collect()
 }
 
+/// The propagation of mounts that a new mount namespace is to have, for unshare(1): this one, or `unchanged` where the root
+/// is no mount point, as in a plain chroot, since unshare cannot change it there.
+pub fn propagation(wanted: &'static str) -> &'static str {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let has_root = table.lines().any(|line| line.split(' ').nth(4) == Some("/"));
+    if has_root { wanted } else { "unchanged" }
+}
+
 /// Runs the program.
 pub fn pfs(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pfs"));

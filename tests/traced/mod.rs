@@ -12,6 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::common::propagation;
+
 /// Whether this machine can trace. Says what is missing, and fails under `CI=true`.
 pub fn can_trace(more: &[&str]) -> bool {
     let lacks = |name: &&&str| {
@@ -76,7 +78,8 @@ pub fn quiet(command: &mut Command) -> &mut Command {
 /// A program in a pid namespace of its own.
 pub fn namespaced(program: &str) -> Command {
     let mut command = Command::new("unshare");
-    command.args(["--pid", "--fork", "--mount-proc", "--propagation", "slave", "--kill-child", program]);
+    command.args(["--pid", "--fork", "--mount-proc", "--propagation", propagation("slave")]);
+    command.args(["--kill-child", program]);
     command
 }
 
