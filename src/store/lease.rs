@@ -352,3 +352,41 @@ fn line(record: &LeaseRecord) -> String {
     let json = serde_json::to_string(record).expect("a lease record has only texts and numbers");
     json + "\n"
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> LeaseRecord {
+        LeaseRecord { device: Some(7), ..LeaseRecord::of_this_process(LeaseKind::Mount, jiff::Timestamp::UNIX_EPOCH) }
+    }
+
+    #[test]
+    fn a_free_lock_is_death_only_in_its_own_domain() {
+        assert_eq!(record().life_without_lock(7), Life::Dead);
+        assert_eq!(record().life_without_lock(8), Life::Live, "this process lives");
+        let gone = LeaseRecord { pid_start: 1, ..record() };
+        assert_eq!(gone.life_without_lock(8), Life::Dead);
+        let unseen = LeaseRecord { pid_namespace: Some(1), ..record() };
+        assert!(matches!(unseen.life_without_lock(8), Life::Foreign(_)));
+    }
+
+    #[test]
+    fn a_reboot_leaves_no_ghosts_and_another_machine_does() {
+        let id = |digit: &str| Some(digit.repeat(32));
+        let before = LeaseRecord { boot_id: "another".into(), ..record() };
+        let same_name = LeaseRecord { machine_id: None, ..before.clone() };
+        assert_eq!((before.life_without_lock(7), same_name.life_without_lock(7)), (Life::Dead, Life::Dead));
+        let elsewhere = LeaseRecord { machine_id: id("a"), host: "elsewhere".into(), ..before };
+        assert!(matches!(elsewhere.life_without_lock(7), Life::Foreign(_)));
+    }
+
+    #[test]
+    fn leases_of_earlier_versions_are_read() {
+        let mut json = serde_json::to_value(record()).unwrap();
+        let fields = json.as_object_mut().unwrap();
+        ["pid_namespace", "machine_id", "device"].iter().for_each(|field| drop(fields.remove(*field)));
+        let (old, _) = parse(&format!("{json}\n")).unwrap();
+        assert_eq!((old.device, old.life_without_lock(7)), (None, Life::Dead));
+    }
+}
