@@ -325,3 +325,84 @@ fn the_process_in_the_background_gives_memory_back_unless_it_is_told_otherwise()
     assert!(has("MALLOC_ARENA_MAX=1") && has("MALLOC_TRIM_THRESHOLD_=7"), "{environment:?}");
     umount(&dir);
 }
+
+/// Waits until something is so; for 30 s at most.
+fn await_that(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !is_so() {
+        assert!(std::time::Instant::now() < deadline, "not after 30 s: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_mount_makes_its_lease_and_pins_anew() {
+    if !can() {
+        return;
+    }
+    let store = store();
+    let dir = mount(&store);
+    await_pins(&store, "app");
+    fs::remove_dir_all(store.path.join(".pfs")).unwrap();
+    let again = || pfs::store::Store::open(&store.path).unwrap();
+    await_that("a live lease", || again().leases().unwrap().iter().any(|lease| lease.live));
+    let manifest = image_of(&store, "app").1;
+    await_that("pins", || again().pinned_by(&manifest).is_ok_and(|pins| pins.len() > 2));
+    assert_eq!(pfs(&["delete", &app(&store)]).status.code(), Some(13));
+    assert_eq!(fs::read(dir.join("file")).unwrap(), noise(1, FILE_BYTES));
+    umount(&dir);
+    assert!(again().leases().unwrap().is_empty(), "it takes the new one away with it");
+}
+
+#[test]
+fn a_mount_whose_lease_was_just_removed_is_not_freed() {
+    if !can() {
+        return;
+    }
+    let store = store();
+    let dir = mount(&store);
+    await_pins(&store, "app");
+    fs::remove_dir_all(store.path.join(".pfs")).unwrap();
+    pfs(&["delete", &app(&store)]);
+    pfs(&["gc", "--now", "--min-age", "0", text(&store.path)]);
+    assert_eq!(fs::read(dir.join("file")).unwrap(), noise(1, FILE_BYTES));
+    umount(&dir);
+}
+
+#[test]
+fn whoever_stands_in_a_bind_mount_of_the_store_elsewhere_is_seen() {
+    if !can() {
+        return;
+    }
+    let store = store();
+    let inside = directory(&store, "inside");
+    let script =
+        format!("mount --bind {} {dir} && cd {dir} && echo ready && read line", text(&store.path), dir = text(&inside));
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let evidence = store.process_evidence(std::slice::from_ref(&store.path), &[]);
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    let seen = evidence.processes.iter().find(|process| process.pid == child.id());
+    assert!(seen.is_some_and(|process| process.at_layout.is_some()), "{line}{evidence:?}");
+}
+
+#[test]
+fn a_store_whose_processes_cannot_be_seen_is_not_collected() {
+    if !can() {
+        return;
+    }
+    let store = store();
+    store.untag_foreignly("app");
+    let before = store.blobs();
+    let script =
+        format!("umount -l /proc; exec {} gc --now --min-age 0 {}", env!("CARGO_BIN_EXE_pfs"), text(&store.path));
+    let args = ["--mount", "--propagation", "private", "sh", "-c", &script];
+    let refused = Command::new("unshare").args(args).output().unwrap();
+    assert_eq!(refused.status.code(), Some(14), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("no /proc"), "{}", stderr(&refused));
+    assert_eq!(store.blobs(), before);
+}

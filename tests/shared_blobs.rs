@@ -10,7 +10,7 @@ use std::{
     process::Command,
 };
 
-use common::{TestStore, assert_sound, noise, pfs, stderr, stdout};
+use common::{TestStore, assert_sound, at_once, noise, pfs, stderr, stdout};
 use pfs::store::Store;
 
 fn text(path: &Path) -> &str {
@@ -206,4 +206,22 @@ fn a_directory_that_zot_manages_is_left_to_zot() {
     };
     managed(|store| fs::create_dir(store.path.join(".uploads")).unwrap());
     managed(|store| fs::write(store.beside("cache.db"), b"").unwrap());
+}
+
+#[test]
+fn a_layout_without_blobs_beside_the_store_keeps_what_it_names() {
+    let store = common::empty();
+    store.build("app", &[("file", b"content")]);
+    let before = store.blobs();
+    let other = store.beside("without-blobs");
+    fs::create_dir(&other).unwrap();
+    for name in ["index.json", "oci-layout"] {
+        fs::copy(store.path.join(name), other.join(name)).unwrap();
+    }
+    let deleted = pfs(&["delete", &format!("{}:app", store.path.display())]);
+    assert!(deleted.status.success(), "{}", stderr(&deleted));
+    assert_eq!(store.blobs(), before, "{}", stdout(&deleted));
+    fs::remove_dir_all(&other).unwrap();
+    assert!(store.collect(at_once()).unwrap().freed_bytes > 0);
+    assert!(store.blobs().is_empty());
 }

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{
     Context, Ending,
     failure::{Failure, Kind},
-    output::{bytes, count, print, print_json},
+    output::{bytes, count, print, print_json, unreadable_line},
 };
 
 /// Delete images: remove their tags and free what nothing else needs.
@@ -67,6 +67,7 @@ fn delete(context: &Context, args: &Args) -> Ending {
             (outcome.bytes, outcome.blobs) = (freed.freed_bytes(), summary.go);
             (outcome.held_bytes, outcome.held_blobs) = (freed.quarantine_bytes(), summary.condemned);
             outcome.evidence = freed.evidence().iter().map(ToString::to_string).collect();
+            outcome.unreadable = freed.marks().processes.unreadable;
             outcome.kept = kept;
         }
         outcome
@@ -105,6 +106,7 @@ struct Outcome {
     held_bytes: u64,
     held_blobs: u64,
     evidence: Vec<String>,
+    unreadable: u64,
     kept: Vec<KeptBytes>,
 }
 
@@ -118,6 +120,7 @@ impl Outcome {
             held_bytes: report.freed.held_bytes,
             held_blobs: report.freed.held.len() as u64,
             evidence: report.evidence.iter().map(ToString::to_string).collect(),
+            unreadable: report.unreadable,
             kept: report.kept,
         }
     }
@@ -142,6 +145,7 @@ impl Outcome {
                 let _ = writeln!(text, "  {evidence}");
             }
         }
+        text += &unreadable_line(self.unreadable);
         for kept in &self.kept {
             let _ = writeln!(text, "kept {}: needed by {}", bytes(kept.bytes), kept.by);
         }
@@ -168,6 +172,7 @@ impl Outcome {
             "quarantined_bytes": self.held_bytes,
             "quarantined_blobs": self.held_blobs,
             "evidence": self.evidence,
+            "unreadable_processes": self.unreadable,
             "kept": kept,
         })
     }

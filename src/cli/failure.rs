@@ -355,6 +355,8 @@ impl From<GcError> for Failure {
             GcError::Managed { .. } => Self::new(Kind::Refused, error)
                 .hint("delete the tag with that program, and let its own garbage collection free it"),
             GcError::MountPending(_) | GcError::Restless => Self::new(Kind::Busy, error).hint("try again"),
+            GcError::CannotSee(_) => Self::new(Kind::Refused, error)
+                .hint("run pfs gc STORE as root, where /proc shows all processes of the machine"),
             GcError::Clock { .. } => Self::new(Kind::Refused, error).hint("set the clock, or wait until both agree"),
             error => Self::new(Kind::Failed, error),
         }

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::{
     Context, Ending, Failure,
-    output::{age, bytes, count, print, print_json},
+    output::{age, bytes, count, print, print_json, unreadable_line},
 };
 
 /// Free the blobs that no image and no live mount needs.
@@ -308,11 +308,7 @@ impl PlanView {
 
 /// Why condemned blobs wait, if they do.
 fn hold_lines(plan: &GcPlan) -> String {
-    let unreadable = plan.marks().processes.unreadable;
-    let mut text = match unreadable {
-        0 => String::new(),
-        number => format!("note: {} could not be looked into; they may use this store\n", count(number, "process")),
-    };
+    let mut text = unreadable_line(plan.marks().processes.unreadable);
     if plan.hold_seconds() > 0 && plan.quarantine_bytes() > 0 {
         let wait = age(i64::try_from(plan.hold_seconds()).unwrap_or(i64::MAX));
         let _ = writeln!(text, "what is condemned waits {wait} in quarantine (--now frees it at once):");
@@ -336,5 +332,6 @@ fn holder(lease: &LeaseState) -> Option<String> {
     let record = lease.record.as_ref()?;
     let place = record.mountpoint.as_ref().map(|path| format!("the mount at {}", path.display()));
     let what = place.unwrap_or_else(|| "a running build".into());
-    Some(format!("{what} (pid {}, since {})", record.pid, record.since))
+    let doubt = lease.foreign.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
+    Some(format!("{what} (pid {}, since {}{doubt})", record.pid, record.since))
 }

@@ -66,3 +66,12 @@ pub fn count(number: u64, noun: &str) -> String {
         _ => format!("{number} {noun}s"),
     }
 }
+
+/// That there were processes nobody could look into: they may use the store.
+pub fn unreadable_line(processes: u64) -> String {
+    match processes {
+        0 => String::new(),
+        1 => "note: 1 process could not be looked into; it may use this store\n".into(),
+        number => format!("note: {number} processes could not be looked into; they may use this store\n"),
+    }
+}

@@ -47,6 +47,8 @@ pub struct DeleteReport {
     pub kept: Vec<KeptBytes>,
     /// Why what was condemned waits in quarantine, if it does.
     pub evidence: Vec<Evidence>,
+    /// How many processes could not be looked into.
+    pub unreadable: u64,
 }
 
 /// Bytes of a deleted image that stay.
@@ -127,8 +129,13 @@ impl DeletePlan {
         for digest in &self.unpinned {
             store.unpin(digest)?;
         }
-        let mut report =
-            DeleteReport { untagged: Vec::new(), freed: GcReport::default(), kept: Vec::new(), evidence: Vec::new() };
+        let mut report = DeleteReport {
+            untagged: Vec::new(),
+            freed: GcReport::default(),
+            kept: Vec::new(),
+            evidence: Vec::new(),
+            unreadable: 0,
+        };
         if !self.options.keep_blobs {
             self.free(store, now_seconds, watch, &mut report).map_err(DeleteError::UntaggedOnly)?;
         }
@@ -171,6 +178,7 @@ impl DeletePlan {
         report.kept = kept(&facts.marks.graph, &self.scope, &facts);
         let plan = gc::plan(facts, Policy::default(), now_seconds);
         report.evidence = plan.evidence().to_vec();
+        report.unreadable = plan.marks().processes.unreadable;
         report.freed = gc::apply(plan, store, now_seconds, watch)?;
         if report.evidence.is_empty() {
             report.evidence.clone_from(&report.freed.evidence);

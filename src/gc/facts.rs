@@ -64,6 +64,9 @@ pub enum GcError {
     /// A mount has its lease and has not yet said what it needs.
     #[error("a mount is being set up (lease {0}); nothing was freed")]
     MountPending(String),
+    /// What may be a mount of the store cannot be seen, so what it needs is unknown.
+    #[error("{0}; nothing was freed")]
+    CannotSee(String),
     /// The filesystem's clock and this machine's disagree, so ages mean nothing.
     #[error("the filesystem's clock and the system's disagree by {seconds} s; nothing was freed")]
     Clock {
@@ -159,7 +162,11 @@ struct Stamp {
 /// The indexes of the other layouts that use the same blobs.
 fn other_indexes(store: &Store) -> Result<Vec<(PathBuf, IndexSnapshot)>, GcError> {
     let others = store.other_layouts()?.into_iter();
-    others.map(|other| Ok((other.path().to_path_buf(), other.index()?))).collect()
+    let others: Result<Vec<_>, GcError> =
+        others.map(|other| Ok((other.path().to_path_buf(), other.index()?))).collect();
+    let mut others = others?;
+    others.extend(store.indexes_without_blobs());
+    Ok(others)
 }
 
 /// The index to take the roots from.
@@ -250,6 +257,9 @@ impl Marks {
             processes = store.process_evidence(&layouts, &owners);
             process_roots(store, &processes).map_err(GcError::Store)
         })?;
+        if let Some(what) = &processes.blind {
+            return Err(GcError::CannotSee(what.clone()));
+        }
         let claims = leases.iter().filter(|lease| lease.live).flat_map(|lease| lease.claims.iter().copied()).collect();
         Ok(Self { graph, claims, processes, stamp })
     }

@@ -38,6 +38,8 @@ pub enum Evidence {
     YoungBlobs(u64),
     /// The store lies on a filesystem that others may use from other machines.
     Remote(&'static str),
+    /// What could be a writer cannot be looked into, in words.
+    CannotSee(String),
 }
 
 impl fmt::Display for Evidence {
@@ -50,6 +52,7 @@ impl fmt::Display for Evidence {
             Self::EntriesLost(number) => write!(f, "{number} entries of index.json are gone that pfs did not remove"),
             Self::YoungBlobs(number) => write!(f, "{number} young blobs that no index names may be an upload"),
             Self::Remote(kind) => write!(f, "the store lies on {kind}, where other machines may write to it"),
+            Self::CannotSee(what) => write!(f, "{what}"),
         }
     }
 }
@@ -91,6 +94,9 @@ pub fn evidence(
     evidence.extend((traces.lost_entries > 0).then_some(Evidence::EntriesLost(traces.lost_entries)));
     evidence.extend((young_blobs > 0).then_some(Evidence::YoungBlobs(young_blobs)));
     evidence.extend(traces.remote_filesystem.map(Evidence::Remote));
+    let many = "there are more directories beside the store than pfs looks at; a layout that uses its blobs could be among them";
+    let unseen = traces.unseen_siblings.then(|| many.to_string());
+    evidence.extend(processes.unseen_writers.iter().cloned().chain(unseen).map(Evidence::CannotSee));
     evidence
 }
 

@@ -7,8 +7,12 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
     thread,
+    time::Duration,
 };
 
 use signal_hook::{
@@ -27,7 +31,7 @@ use crate::{
     fuse::{Image, Session},
     graph::{self, LoadedImage},
     name::{ChunkId, Digest, ImageRef, ManifestId, RootfsId, Selector},
-    store::{Lease, LeaseKind, LeaseRecord, Store},
+    store::{Lease, LeaseKind, LeaseRecord, Store, StoreError},
     tree::{ChunkReader, ChunkSource, DamageObserver, TreeError, View},
 };
 
@@ -48,9 +52,11 @@ pub struct Mounted {
     held: HeldLease,
     mountpoint: PathBuf,
     pins: Pins,
+    record: LeaseRecord,
 }
 
 /// The blobs that get a second name, so that the mount survives when a foreign tool unlinks the first.
+#[derive(Clone)]
 struct Pins {
     store: Arc<Store>,
     manifest: ManifestId,
@@ -66,33 +72,90 @@ impl Pins {
     fn make(self) -> Option<thread::JoinHandle<()>> {
         // Without the thread, or where a link is refused, the mount is only less safe from other tools.
         let make = move || {
-            let own = [self.manifest.0, self.rootfs_id.0];
-            let metadata = self.rootfs.metadata_blobs().iter().copied();
-            let chunks = self.rootfs.chunks().into_iter().map(Digest::from);
-            let blobs: Vec<Digest> = own.into_iter().chain(metadata).chain(chunks).collect();
             // Whoever reads from the new mount goes first; where there is time to spare, this takes as long as ever.
             let _ = rustix::process::nice(LEAST_URGENT);
-            let _ = self.store.link_pins(&self.manifest.0, &blobs);
+            self.link(&self.store);
         };
         thread::Builder::new().name("pfs-pins".into()).spawn(make).ok()
+    }
+
+    fn link(&self, store: &Store) {
+        let own = [self.manifest.0, self.rootfs_id.0];
+        let metadata = self.rootfs.metadata_blobs().iter().copied();
+        let chunks = self.rootfs.chunks().into_iter().map(Digest::from);
+        let blobs: Vec<Digest> = own.into_iter().chain(metadata).chain(chunks).collect();
+        let _ = store.link_pins(&self.manifest.0, &blobs);
     }
 }
 
 /// A lease whose file goes when it does; the store that it is in.
 struct HeldLease {
+    place: Arc<Mutex<Place>>,
+    manifest: Option<Digest>,
+    /// The manifest and the rootfs, kept open: that shows other programs, and other users' pfs, what is mounted even where
+    /// somebody has removed the lease.
+    documents: Vec<File>,
+}
+
+/// Where the lease is: in the store as it was opened, or as it was opened again when somebody had put another in its place.
+struct Place {
     store: Arc<Store>,
     lease: Option<Lease>,
-    manifest: Option<Digest>,
 }
 
 impl Drop for HeldLease {
     fn drop(&mut self) {
-        let Some(lease) = self.lease.take() else { return };
+        let mut place = lock(&self.place);
+        let Some(lease) = place.lease.take() else { return };
         // Pins or a lease file that stay are dead from now on, and any collector removes them.
         if let Some(manifest) = self.manifest {
-            let _ = self.store.remove_pins_of_ending(&manifest, &lease);
+            let _ = place.store.remove_pins_of_ending(&manifest, &lease);
         }
-        let _ = self.store.release(lease);
+        let _ = place.store.release(lease);
+    }
+}
+
+fn lock(place: &Mutex<Place>) -> MutexGuard<'_, Place> {
+    place.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How often a mount looks whether its lease is still there.
+const LEASE_PERIOD: Duration = Duration::from_secs(1);
+
+/// Makes the lease and the pins anew while the mount is served, where somebody has removed them: `rsync --delete` of an older
+/// copy of the store, `rm -r .pfs`.
+struct LeaseKeeper {
+    place: Arc<Mutex<Place>>,
+    record: LeaseRecord,
+    pins: Pins,
+}
+
+impl LeaseKeeper {
+    /// Until the other end of the channel is dropped.
+    fn start(self, ended: Receiver<()>) -> Option<thread::JoinHandle<()>> {
+        let keep = move || {
+            while ended.recv_timeout(LEASE_PERIOD) == Err(RecvTimeoutError::Timeout) {
+                // Where it cannot be made now, as in a store that is being put back, it can be in a second.
+                let _ = self.restore();
+            }
+        };
+        // Without the thread, the mount is only less safe from such programs.
+        thread::Builder::new().name("pfs-lease".into()).spawn(keep).ok()
+    }
+
+    fn restore(&self) -> Result<(), StoreError> {
+        let mut place = lock(&self.place);
+        // Opened anew, because a directory that is held open may have been removed.
+        let store = Arc::new(Store::open(place.store.path())?);
+        if place.lease.as_ref().is_none_or(|lease| lease.is_in_place(&store)) {
+            return Ok(());
+        }
+        let lease = store.take_lease(&store.lock_shared()?, &self.record)?;
+        place.lease = Some(lease);
+        place.store = store.clone();
+        drop(place);
+        self.pins.link(&store);
+        Ok(())
     }
 }
 
@@ -114,14 +177,15 @@ pub fn mount(request: &MountRequest, now: jiff::Timestamp, on_damage: DamageObse
     preflight::fuse(rustix::process::geteuid().is_root())?;
     let store = Arc::new(Store::open(&request.image.store)?);
     let source = ImageRef { store: store.path().into(), selector: request.image.selector.clone() }.to_string();
-    let (held, image) = lease_and_load(&store, &request.image.selector, &mountpoint, now)?;
+    let (mut held, record, image) = lease_and_load(&store, &request.image.selector, &mountpoint, now)?;
     let (manifest, rootfs_id) = (image.manifest, image.rootfs_id);
+    held.documents = [manifest.0, rootfs_id.0].iter().filter_map(|blob| store.open_blob(blob).ok()).collect();
     let view = image.rootfs.map_err(|cause| MountError::Tree { image: source.clone(), source: cause })?;
     let pins = Pins { store: store.clone(), manifest, rootfs_id, rootfs: view.rootfs().clone() };
     let chunks = ChunkReader::new(Box::new(StoreChunks(store)), request.options.verify, on_damage);
     let image = Image::new(Arc::new(view), Arc::new(chunks.reading_ahead()));
     let session = attach::attach(image, &mountpoint, &source, &request.options)?;
-    let mounted = Mounted { session, held, mountpoint, pins };
+    let mounted = Mounted { session, held, mountpoint, pins, record };
     mounted.prepare(&request.options)?;
     Ok(mounted)
 }
@@ -131,12 +195,13 @@ fn lease_and_load(
     selector: &Selector,
     mountpoint: &Path,
     now: jiff::Timestamp,
-) -> Result<(HeldLease, LoadedImage<Result<View, TreeError>>), MountError> {
+) -> Result<(HeldLease, LeaseRecord, LoadedImage<Result<View, TreeError>>), MountError> {
     let guard = store.lock_shared()?;
     let mut record = LeaseRecord::of_this_process(LeaseKind::Mount, now);
     record.mountpoint = Some(mountpoint.into());
     let lease = Some(store.take_lease(&guard, &record)?);
-    let mut held = HeldLease { store: store.clone(), lease, manifest: None };
+    let place = Arc::new(Mutex::new(Place { store: store.clone(), lease }));
+    let mut held = HeldLease { place, manifest: None, documents: Vec::new() };
     let index = store.index()?;
     // So that a later collector knows these blobs for published ones. Not being able to note it only makes it patient.
     let _ = store.log_index(&index);
@@ -146,12 +211,12 @@ fn lease_and_load(
         picked.places.iter().find_map(|at| index.document().entries()[*at].tag.as_ref()).map(ToString::to_string);
     record.manifest = Some(image.manifest.0);
     record.rootfs = Some(image.rootfs_id.0);
-    if let Some(lease) = &held.lease {
+    if let Some(lease) = &lock(&held.place).lease {
         lease.update(&guard, &record)?;
     }
     // Not sooner: to remove pins it would want the lock that is held here.
     held.manifest = record.manifest;
-    Ok((held, image))
+    Ok((held, record, image))
 }
 
 impl Mounted {
@@ -171,11 +236,14 @@ impl Mounted {
     /// first look at the mount fails, unmounts. SIGTERM, SIGINT and SIGHUP unmount; where files are open, the mount goes out
     /// of sight and ends with the last of them, and a second signal ends the process at once.
     pub fn serve(self, on_ready: impl FnOnce() -> Result<(), MountError>) -> Result<(), MountError> {
-        let Self { session, held, mountpoint, pins } = self;
+        let Self { session, held, mountpoint, pins, record } = self;
+        let (ending, ended) = mpsc::channel();
+        let keeper = LeaseKeeper { place: held.place.clone(), record, pins: pins.clone() };
         let signals = unmount_on_signals(&mountpoint)?;
         let serving = thread::Builder::new().name("pfs-serve".into()).spawn(move || session.run());
         let serving = serving.map_err(MountError::system("start a thread"))?;
         let ready = fs::metadata(&mountpoint).map_err(MountError::system("look at the mount")).and_then(|_| on_ready());
+        let keeping = keeper.start(ended);
         let pinning = match ready {
             Ok(()) => pins.make(),
             Err(_) => {
@@ -185,7 +253,9 @@ impl Mounted {
         };
         let served = serving.join().map_err(|_| io::Error::other("a thread panicked")).flatten();
         signals.close();
+        drop(ending);
         let _ = pinning.map(thread::JoinHandle::join);
+        let _ = keeping.map(thread::JoinHandle::join);
         drop(held);
         ready.and(served.map_err(MountError::system("serve the mount")))
     }

@@ -187,6 +187,11 @@ impl Dir {
         (stat.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(stat.stx_mnt_id)
     }
 
+    /// The device of the filesystem that it lies on.
+    pub(super) fn device(&self) -> Result<u64, StoreError> {
+        Ok(rustix::fs::fstat(&self.fd).at("read the attributes of", &self.path)?.st_dev)
+    }
+
     /// Whether these are the facts of this very directory.
     pub(super) fn is_directory_of(&self, meta: &std::fs::Metadata) -> Result<bool, StoreError> {
         use std::os::unix::fs::MetadataExt;

@@ -19,6 +19,8 @@ pub struct ForeignTraces {
     pub lost_entries: u64,
     /// The kind of network or user-space filesystem that the store lies on, if it does.
     pub remote_filesystem: Option<&'static str>,
+    /// Whether layouts beside this one may use its blobs that were not looked at.
+    pub unseen_siblings: bool,
 }
 
 impl ForeignTraces {
@@ -28,6 +30,7 @@ impl ForeignTraces {
         self.unknown_index_seconds = self.unknown_index_seconds.max(other.unknown_index_seconds);
         self.lost_entries += other.lost_entries;
         self.remote_filesystem = self.remote_filesystem.or(other.remote_filesystem);
+        self.unseen_siblings |= other.unseen_siblings;
     }
 }
 
@@ -52,7 +55,8 @@ const REMOTE: &[(u64, &str)] = &[
 impl Store {
     /// Looks for traces. Writes nothing.
     pub fn foreign_traces(&self) -> Result<ForeignTraces, StoreError> {
-        let mut traces = ForeignTraces { remote_filesystem: self.remote_filesystem()?, ..ForeignTraces::default() };
+        let (remote_filesystem, unseen_siblings) = (self.remote_filesystem()?, self.has_unseen_siblings());
+        let mut traces = ForeignTraces { remote_filesystem, unseen_siblings, ..ForeignTraces::default() };
         for name in self.root.names()? {
             let name = String::from_utf8_lossy(&name).into_owned();
             if KNOWN.contains(&name.as_str()) {

@@ -17,6 +17,11 @@ pub struct IndexSnapshot {
 }
 
 impl IndexSnapshot {
+    /// An index that lies elsewhere, or a part of it.
+    pub(super) fn new(document: IndexDocument, digest: Digest) -> Self {
+        Self { document, digest }
+    }
+
     /// The index.
     pub fn document(&self) -> &IndexDocument {
         &self.document

@@ -1,13 +1,15 @@
 //! `.pfs/leases/`: one file for each live mount and each running build.
 //!
-//! A lease is alive exactly while somebody holds its flock. The owner takes the lock before the file has a name, so no
-//! lease is ever seen unlocked while its owner lives; the kernel releases it however the owner ends. The text inside is
-//! for people and for the collector; a pid in it is never taken for proof of life.
+//! A lease is alive while somebody holds its flock. The owner takes the lock before the file has a name, so no lease is ever
+//! seen unlocked while its owner lives; the kernel releases it however the owner ends. A lock means something only where it was
+//! taken, though: behind a FUSE passthrough or on another host it is another lock. So a lease whose lock is free is dead only
+//! where that is proven: it was taken through the same filesystem of this boot, or its process can be looked up and is gone, or
+//! this machine has booted since. Everything else is foreign, which counts as live.
 
 use std::{
     fs::{self, File, TryLockError},
     io::{Read, Seek, SeekFrom, Write},
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::PathBuf,
     sync::Mutex,
 };
@@ -50,6 +52,15 @@ pub struct LeaseRecord {
     pub host: String,
     /// When the lease was taken.
     pub since: jiff::Timestamp,
+    /// The pid namespace that the pid is of, by inode number.
+    #[serde(default)]
+    pub pid_namespace: Option<u64>,
+    /// The machine, whatever it has booted: `/etc/machine-id`.
+    #[serde(default)]
+    pub machine_id: Option<String>,
+    /// The device of the filesystem that the lease was taken through. Set by [`Store::take_lease`].
+    #[serde(default)]
+    pub device: Option<u64>,
 }
 
 impl LeaseRecord {
@@ -68,20 +79,80 @@ impl LeaseRecord {
             boot_id: boot_id.trim().into(),
             host: host.trim().into(),
             since,
+            pid_namespace: pid_namespace(),
+            machine_id: machine_id(),
+            device: None,
         }
     }
 
     /// Whether the process of that number here is the one that took the lease: in another pid namespace the number may be
     /// anybody's.
     pub fn is_process_here(&self) -> bool {
-        start_of(&self.pid.to_string()) == Some(self.pid_start)
+        let is_same_number = self.pid_namespace.is_none() || self.pid_namespace == pid_namespace();
+        is_same_number && start_of(&self.pid.to_string()) == Some(self.pid_start)
+    }
+
+    /// Whether its owner is alive, if nobody holds its lock as seen through the filesystem `device`.
+    fn life_without_lock(&self, device: u64) -> Life {
+        let here = Self::of_this_process(self.kind, self.since);
+        let is_known = |id: &str| !id.is_empty();
+        if is_known(&self.boot_id) && self.boot_id == here.boot_id {
+            return self.life_in_this_boot(device, &here);
+        }
+        let is_this_machine = match (&self.machine_id, &here.machine_id) {
+            (Some(theirs), Some(ours)) => theirs == ours,
+            // Written before machines were noted, or by a machine without a name of that kind.
+            _ => is_known(&self.host) && self.host == here.host,
+        };
+        if is_this_machine && is_known(&self.boot_id) && is_known(&here.boot_id) {
+            return Life::Dead;
+        }
+        Life::Foreign(format!("it was taken on {}, and nobody here can tell whether it is over", self.host))
+    }
+
+    fn life_in_this_boot(&self, device: u64, here: &Self) -> Life {
+        if self.device.is_none_or(|taken| taken == device) {
+            return Life::Dead;
+        }
+        let can_look = self.pid_namespace.is_some() && self.pid_namespace == here.pid_namespace && here.pid_start > 0;
+        match can_look {
+            true if self.is_process_here() => Life::Live,
+            true => Life::Dead,
+            false => {
+                Life::Foreign("it was taken through another filesystem, by a process that cannot be seen here".into())
+            }
+        }
     }
 }
 
-/// When a process started: field 22 of its `stat`. The name before it may hold anything, also parentheses.
+/// What is known of the owner of a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Life {
+    /// It is alive.
+    Live,
+    /// Nobody here can tell, and why.
+    Foreign(String),
+    /// It is proven to be gone.
+    Dead,
+}
+
+fn pid_namespace() -> Option<u64> {
+    fs::metadata("/proc/self/ns/pid").ok().map(|meta| meta.ino())
+}
+
+fn machine_id() -> Option<String> {
+    let texts =
+        ["/etc/machine-id", "/var/lib/dbus/machine-id"].into_iter().filter_map(|path| fs::read_to_string(path).ok());
+    texts.map(|text| text.trim().to_string()).find(|text| text.len() == 32)
+}
+
+/// When a process started: field 22 of its `stat`. The name before it may hold anything, also parentheses. One that has ended
+/// and only waits for its parent has none.
 fn start_of(pid: &str) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit(')').next()?.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = stat.rsplit(')').next()?.split_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") { None } else { fields.nth(18)?.parse().ok() }
 }
 
 /// A lease that this process holds. Dropping it lets it die; [`Lease::release`] also removes its file.
@@ -89,6 +160,7 @@ fn start_of(pid: &str) -> Option<u64> {
 pub struct Lease {
     id: String,
     file: Mutex<File>,
+    device: Option<u64>,
 }
 
 /// A lease as somebody else sees it.
@@ -100,8 +172,10 @@ pub struct LeaseState {
     pub record: Option<LeaseRecord>,
     /// The blobs that a build has claimed.
     pub claims: Vec<Digest>,
-    /// Whether its flock is held.
+    /// Whether it counts as live: its flock is held, its process is alive, or nobody here can tell.
     pub live: bool,
+    /// Why nobody here can tell.
+    pub foreign: Option<String>,
 }
 
 const LEASES: &str = "leases";
@@ -112,6 +186,7 @@ impl Store {
         let state = self.state()?;
         let leases = state.make_sub(LEASES)?;
         let id = lease_id(record);
+        let record = &LeaseRecord { device: Some(leases.device()?), ..record.clone() };
         let lease = match leases.unnamed_file()? {
             Some(file) => {
                 let lease = Lease::locked(&leases, &id, file, record)?;
@@ -157,12 +232,11 @@ impl Store {
     /// Removes the file of a lease that is dead. A live one stays, `false` says so.
     pub fn remove_dead_lease(&self, id: &str) -> Result<bool, StoreError> {
         let Some(leases) = self.existing_state_sub(LEASES)? else { return Ok(false) };
-        let file = match leases.open_file(id) {
+        match lease_state(&leases, id.into()) {
             Err(error) if error.is_not_found() => return Ok(false),
-            opened => opened?,
-        };
-        if file.try_lock_shared().is_err() {
-            return Ok(false);
+            Err(error) => return Err(error),
+            Ok(state) if state.live => return Ok(false),
+            Ok(_) => {}
         }
         leases.unlink(id).at("remove", leases.join(id))?;
         Ok(true)
@@ -189,17 +263,28 @@ fn lease_id(record: &LeaseRecord) -> String {
 fn lease_state(leases: &Dir, id: String) -> Result<LeaseState, StoreError> {
     let path = leases.join(&id);
     let mut file = leases.open_file(&id)?;
-    let live = match file.try_lock_shared() {
+    let locked = match file.try_lock_shared() {
         Ok(()) => false,
         Err(TryLockError::WouldBlock) => true,
         Err(TryLockError::Error(source)) => return Err(StoreError::Io { action: "lock", path, source }),
     };
     let mut text = String::new();
     file.read_to_string(&mut text).at("read", &path)?;
+    let device = file.metadata().at("read the attributes of", &path)?.dev();
+    drop(file);
     match parse(&text) {
-        Ok((record, claims)) => Ok(LeaseState { id, record: Some(record), claims, live }),
-        Err(problem) if live => Err(StoreError::Lease { path, problem }),
-        Err(_) => Ok(LeaseState { id, record: None, claims: Vec::new(), live }),
+        Ok((record, claims)) => {
+            let life = if locked { Life::Live } else { record.life_without_lock(device) };
+            let live = life != Life::Dead;
+            let foreign = if let Life::Foreign(why) = life {
+                Some(format!("{why}: remove {} if it is", path.display()))
+            } else {
+                None
+            };
+            Ok(LeaseState { id, record: Some(record), claims, live, foreign })
+        }
+        Err(problem) if locked => Err(StoreError::Lease { path, problem }),
+        Err(_) => Ok(LeaseState { id, record: None, claims: Vec::new(), live: false, foreign: None }),
     }
 }
 
@@ -222,7 +307,7 @@ impl Lease {
             Err(TryLockError::WouldBlock) => return Err(StoreError::Locked { path }),
         }
         file.write_all(line(record).as_bytes()).at("write", path)?;
-        Ok(Self { id: id.into(), file: Mutex::new(file) })
+        Ok(Self { id: id.into(), file: Mutex::new(file), device: record.device })
     }
 
     /// Its name in `.pfs/leases/`.
@@ -233,7 +318,7 @@ impl Lease {
     /// Replaces its text, in one write: others read it without a lock, and must not find it empty. For leases without claims.
     pub fn update(&self, _held: &SharedGuard<'_>, record: &LeaseRecord) -> Result<(), StoreError> {
         self.with_file(|mut file| {
-            let mut text = line(record);
+            let mut text = line(&LeaseRecord { device: self.device, ..record.clone() });
             // What is shorter than the text before is filled up, since cutting the file off would be a second step.
             let missing =
                 usize::try_from(file.metadata()?.len()).map_err(std::io::Error::other)?.saturating_sub(text.len());
@@ -242,6 +327,14 @@ impl Lease {
             file.seek(SeekFrom::End(0)).map(|_| ())
         })
         .at("write the lease", &self.id)
+    }
+
+    /// Whether its file is still what its name stands for, in a store that was opened just now.
+    pub fn is_in_place(&self, store: &Store) -> bool {
+        let named = store.existing_state_sub(LEASES).ok().flatten().and_then(|leases| leases.open_file(&self.id).ok());
+        let of = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino()));
+        let held = self.with_file(of).ok();
+        held.is_some() && named.and_then(|file| of(&file).ok()) == held
     }
 
     /// Adds claims: blobs that are about to be relied on.
@@ -258,4 +351,42 @@ impl Lease {
 fn line(record: &LeaseRecord) -> String {
     let json = serde_json::to_string(record).expect("a lease record has only texts and numbers");
     json + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> LeaseRecord {
+        LeaseRecord { device: Some(7), ..LeaseRecord::of_this_process(LeaseKind::Mount, jiff::Timestamp::UNIX_EPOCH) }
+    }
+
+    #[test]
+    fn a_free_lock_is_death_only_in_its_own_domain() {
+        assert_eq!(record().life_without_lock(7), Life::Dead);
+        assert_eq!(record().life_without_lock(8), Life::Live, "this process lives");
+        let gone = LeaseRecord { pid_start: 1, ..record() };
+        assert_eq!(gone.life_without_lock(8), Life::Dead);
+        let unseen = LeaseRecord { pid_namespace: Some(1), ..record() };
+        assert!(matches!(unseen.life_without_lock(8), Life::Foreign(_)));
+    }
+
+    #[test]
+    fn a_reboot_leaves_no_ghosts_and_another_machine_does() {
+        let id = |digit: &str| Some(digit.repeat(32));
+        let before = LeaseRecord { boot_id: "another".into(), ..record() };
+        let same_name = LeaseRecord { machine_id: None, ..before.clone() };
+        assert_eq!((before.life_without_lock(7), same_name.life_without_lock(7)), (Life::Dead, Life::Dead));
+        let elsewhere = LeaseRecord { machine_id: id("a"), host: "elsewhere".into(), ..before };
+        assert!(matches!(elsewhere.life_without_lock(7), Life::Foreign(_)));
+    }
+
+    #[test]
+    fn leases_of_earlier_versions_are_read() {
+        let mut json = serde_json::to_value(record()).unwrap();
+        let fields = json.as_object_mut().unwrap();
+        ["pid_namespace", "machine_id", "device"].iter().for_each(|field| drop(fields.remove(*field)));
+        let (old, _) = parse(&format!("{json}\n")).unwrap();
+        assert_eq!((old.device, old.life_without_lock(7)), (None, Life::Dead));
+    }
 }

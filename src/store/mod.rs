@@ -21,6 +21,8 @@ mod layout;
 mod lease;
 mod lock;
 mod mount_pins;
+mod mount_table;
+mod neighbours;
 mod pages;
 mod partial;
 mod processes;

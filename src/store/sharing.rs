@@ -12,7 +12,7 @@ use std::{
     sync::{PoisonError, RwLock},
 };
 
-use super::{Store, StoreError, disk::Dir, error::At};
+use super::{Store, StoreError, disk::Dir, error::At, mount_table};
 use crate::name::Digest;
 
 /// The layouts that a person has named as users of the same blob directory.
@@ -43,6 +43,7 @@ impl Store {
     pub fn other_layouts(&self) -> Result<Vec<Store>, StoreError> {
         let mut candidates = self.noted_layouts()?;
         candidates.extend(self.configured_roots()?);
+        candidates.extend(self.neighbours());
         candidates.extend(self.declared.0.read().unwrap_or_else(PoisonError::into_inner).iter().flatten().cloned());
         let mut others: Vec<Store> = Vec::new();
         for candidate in candidates {
@@ -126,48 +127,9 @@ fn expand(pattern: &str, place: &Path) -> Result<Vec<PathBuf>, StoreError> {
 /// filesystem. A rename cannot leave a bind mount, so what is condemned could not go beside it otherwise.
 pub(super) fn behind_bind_mount(dir: &Dir) -> Option<PathBuf> {
     let id = dir.mount_id()?;
-    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let lines: Vec<MountLine> = table.lines().filter_map(MountLine::parse).collect();
+    let lines = mount_table::read("self")?;
     let own = lines.iter().find(|line| line.id == id)?;
     let others = lines.iter().filter(|line| line.id != id && line.device == own.device);
     let paths = others.filter_map(|line| Some(line.mountpoint.join(own.root.strip_prefix(&line.root).ok()?)));
     paths.into_iter().find(|path| fs::metadata(path).is_ok_and(|meta| dir.is_directory_of(&meta).unwrap_or(false)))
-}
-
-/// What is needed here of a line of `/proc/self/mountinfo`: proc_pid_mountinfo(5).
-struct MountLine {
-    id: u64,
-    device: String,
-    root: PathBuf,
-    mountpoint: PathBuf,
-}
-
-impl MountLine {
-    fn parse(line: &str) -> Option<Self> {
-        let mut fields = line.split(' ');
-        let id = fields.next()?.parse().ok()?;
-        let device = fields.nth(1)?.into();
-        Some(Self { id, device, root: unescape(fields.next()?), mountpoint: unescape(fields.next()?) })
-    }
-}
-
-/// Spaces and the like stand there as `\040`.
-fn unescape(field: &str) -> PathBuf {
-    use std::os::unix::ffi::OsStringExt;
-    let mut bytes = Vec::new();
-    let mut rest = field.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|_| first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                bytes.push(first);
-                rest = tail;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
