@@ -19,7 +19,7 @@ pub struct IndexSnapshot {
 impl IndexSnapshot {
     /// An index that lies elsewhere, or a part of it.
     pub(super) fn new(document: IndexDocument, digest: Digest) -> Self {
-        Self { document, digest }
+        Self { document, digest, read_nanoseconds: i64::MIN }
     }
 
     /// The index.
