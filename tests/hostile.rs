@@ -78,3 +78,29 @@ fn a_pin_that_cannot_be_read_is_named_and_can_be_taken_back() {
     assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
     assert_eq!(pfs(&["gc", store.path.to_str().unwrap()]).status.code(), Some(0));
 }
+
+#[test]
+fn what_others_have_planted_is_not_believed() {
+    use std::os::unix::fs::PermissionsExt;
+    let store = store();
+    let path = store.path.to_str().unwrap();
+    let mode = |name: &str| fs::metadata(store.path.join(".pfs").join(name)).unwrap().permissions().mode() & 0o777;
+    let chmod = |name: &str, mode| {
+        fs::set_permissions(store.path.join(".pfs").join(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    assert_eq!(pfs(&["gc", path]).status.code(), Some(0));
+    chmod("lock", 0o644);
+    chmod("", 0o755);
+    assert_eq!(pfs(&["gc", path]).status.code(), Some(0));
+    assert_eq!(mode("lock"), 0o600, "who may not write the store does not hold its lock");
+    chmod("", 0o775);
+    assert_eq!(pfs(&["gc", path]).status.code(), Some(0));
+    assert_eq!(mode("lock"), 0o660, "a group that may write the store takes its lock");
+    let blob = *store.blobs().iter().next().unwrap();
+    let planted = store.path.join(".pfs/pins").join(image_of(&store, "app").1.to_string());
+    fs::create_dir_all(&planted).unwrap();
+    fs::write(planted.join(blob.to_string()), "other bytes").unwrap();
+    fs::remove_file(store.blob(&blob)).unwrap();
+    assert!(!store.heal_from_pins(&blob).unwrap());
+    assert!(!store.blob(&blob).exists(), "wrong bytes are not linked");
+}

@@ -132,22 +132,27 @@ impl Dir {
         if matches!(opened, Err(rustix::io::Errno::LOOP)) {
             return Err(StoreError::NotAFile { path, what: "a symbolic link" });
         }
-        let file = File::from(opened.at("open", &path)?);
-        match FileType::from_raw_mode(rustix::fs::fstat(&file).at("read", &path)?.st_mode) {
-            FileType::RegularFile => Ok(file),
-            other => Err(StoreError::NotAFile { path, what: describe(other) }),
-        }
+        self.regular(File::from(opened.at("open", &path)?), name)
     }
 
     /// Opens or creates a file of ours for reading and writing; for reading only where writing is not allowed.
     pub(super) fn open_or_create(&self, name: &str) -> Result<File, StoreError> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o666)) {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        match rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o600)) {
             Err(cause @ (rustix::io::Errno::ACCESS | rustix::io::Errno::ROFS)) => match self.open_file(name) {
                 Err(error) if error.is_not_found() => Err(cause).at("create", self.join(name)),
                 opened => opened,
             },
-            opened => Ok(File::from(opened.at("open", self.join(name))?)),
+            opened => self.regular(File::from(opened.at("open", self.join(name))?), name),
+        }
+    }
+
+    /// The same file, if it is a regular one.
+    fn regular(&self, file: File, name: &str) -> Result<File, StoreError> {
+        let path = self.join(name);
+        match FileType::from_raw_mode(rustix::fs::fstat(&file).at("read", &path)?.st_mode) {
+            FileType::RegularFile => Ok(file),
+            other => Err(StoreError::NotAFile { path, what: describe(other) }),
         }
     }
 
