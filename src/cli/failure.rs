@@ -170,6 +170,7 @@ impl From<StoreError> for Failure {
                 (Kind::NotAStore, Some("a store is an OCI layout directory; pfs build DIR STORE:TAG makes one".into()))
             }
             StoreError::Locked { .. } => (Kind::Busy, Some("try again when the other pfs command has ended".into())),
+            StoreError::LockedBy { .. } => (Kind::Busy, Some("try again when that process has ended".into())),
             StoreError::FreedMeanwhile(_) => {
                 (Kind::Busy, Some("build it again when the other program has ended".into()))
             }
@@ -181,6 +182,18 @@ impl From<StoreError> for Failure {
                 Kind::Integrity,
                 Some(format!("nothing was changed; earlier texts of {} are in .pfs/index-log/", path.display())),
             ),
+            StoreError::LedAway { .. } => (
+                Kind::Refused,
+                Some("run it as the user that the store belongs to, or name the other store itself".into()),
+            ),
+            StoreError::NotedLayout { note, .. } => (
+                Kind::Refused,
+                Some(format!("if that layout is gone for good, take the note away: rm {}", note.display())),
+            ),
+            StoreError::Pin { path, .. } => {
+                let digest = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                (Kind::Refused, Some(format!("pfs unpin STORE@sha256:{digest} removes it")))
+            }
             StoreError::Lease { .. } => (Kind::Refused, Some("pfs mounts lists the leases".into())),
             StoreError::NoState { .. } => (Kind::Refused, Some("run it as the user that the store belongs to".into())),
             StoreError::Io { source, .. } if source.kind() == StorageFull => {

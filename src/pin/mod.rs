@@ -57,9 +57,19 @@ pub fn pin(store: &Store, selector: &Selector, terms: PinTerms, now: jiff::Times
     Ok(pin)
 }
 
-/// Takes a pin back, and gives it. What only it kept falls to the next collection.
+/// Takes a pin back, and gives it. What only it kept falls to the next collection. A pin that cannot be read is named by the
+/// digest that it is of; only that much of it is known.
 pub fn unpin(store: &Store, selector: &Selector) -> Result<Pin, PinError> {
-    let pin = pinned_as(store.index()?.document(), store.pins()?, selector)?;
+    let (mut pins, unreadable) = store.readable_pins()?;
+    pins.extend(unreadable.into_iter().map(|digest| Pin {
+        digest,
+        media_type: String::new(),
+        tag: None,
+        since: jiff::Timestamp::UNIX_EPOCH,
+        until: None,
+        reason: None,
+    }));
+    let pin = pinned_as(store.index()?.document(), pins, selector)?;
     store.unpin(&pin.digest)?;
     Ok(pin)
 }

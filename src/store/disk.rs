@@ -32,6 +32,50 @@ impl Dir {
         Ok(Self { fd, path: path.into() })
     }
 
+    /// The same, with the path that it really has, read back from the descriptor.
+    pub(super) fn open_physical(path: &Path) -> Result<Self, StoreError> {
+        Self::open(path)?.with_physical_path()
+    }
+
+    fn with_physical_path(self) -> Result<Self, StoreError> {
+        let read_back = std::fs::read_link(format!("/proc/self/fd/{}", self.fd.as_raw_fd()));
+        let path = match read_back {
+            Ok(path) if path.is_absolute() => path,
+            _ => self.path.canonicalize().at("open", &self.path)?,
+        };
+        Ok(Self { fd: self.fd, path })
+    }
+
+    /// Opens the directory that a symbolic link in this one leads to.
+    pub(super) fn sub_through_link(&self, name: &str) -> Result<Self, StoreError> {
+        let path = self.path.join(name);
+        let fd = rustix::fs::openat(&self.fd, name, DIRECTORY, Mode::empty()).at("open", &path)?;
+        Self { fd, path }.with_physical_path()
+    }
+
+    /// The directory that this one lies in, for opening what is in it: it need not be readable.
+    pub(super) fn parent(&self) -> Result<Self, StoreError> {
+        let path = self.path.parent().unwrap_or(&self.path).to_owned();
+        let fd = rustix::fs::openat(&self.fd, "..", DIRECTORY | OFlags::PATH, Mode::empty()).at("open", &path)?;
+        Ok(Self { fd, path })
+    }
+
+    /// A second handle of this directory.
+    pub(super) fn again(&self) -> Result<Self, StoreError> {
+        let fd = self.fd.try_clone().at("open", &self.path)?;
+        Ok(Self { fd, path: self.path.clone() })
+    }
+
+    /// The user that this directory belongs to.
+    pub(super) fn owner(&self) -> Result<u32, StoreError> {
+        Ok(self.own_stat()?.st_uid)
+    }
+
+    /// The facts of this directory itself.
+    pub(super) fn own_stat(&self) -> Result<rustix::fs::Stat, StoreError> {
+        rustix::fs::fstat(&self.fd).at("read the attributes of", &self.path)
+    }
+
     /// Opens a directory in this one, which must not be a symbolic link.
     pub(super) fn sub(&self, name: &str) -> Result<Self, StoreError> {
         let path = self.path.join(name);
@@ -88,22 +132,27 @@ impl Dir {
         if matches!(opened, Err(rustix::io::Errno::LOOP)) {
             return Err(StoreError::NotAFile { path, what: "a symbolic link" });
         }
-        let file = File::from(opened.at("open", &path)?);
-        match FileType::from_raw_mode(rustix::fs::fstat(&file).at("read", &path)?.st_mode) {
-            FileType::RegularFile => Ok(file),
-            other => Err(StoreError::NotAFile { path, what: describe(other) }),
-        }
+        self.regular(File::from(opened.at("open", &path)?), name)
     }
 
     /// Opens or creates a file of ours for reading and writing; for reading only where writing is not allowed.
     pub(super) fn open_or_create(&self, name: &str) -> Result<File, StoreError> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o666)) {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        match rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o600)) {
             Err(cause @ (rustix::io::Errno::ACCESS | rustix::io::Errno::ROFS)) => match self.open_file(name) {
                 Err(error) if error.is_not_found() => Err(cause).at("create", self.join(name)),
                 opened => opened,
             },
-            opened => Ok(File::from(opened.at("open", self.join(name))?)),
+            opened => self.regular(File::from(opened.at("open", self.join(name))?), name),
+        }
+    }
+
+    /// The same file, if it is a regular one.
+    fn regular(&self, file: File, name: &str) -> Result<File, StoreError> {
+        let path = self.join(name);
+        match FileType::from_raw_mode(rustix::fs::fstat(&file).at("read", &path)?.st_mode) {
+            FileType::RegularFile => Ok(file),
+            other => Err(StoreError::NotAFile { path, what: describe(other) }),
         }
     }
 
@@ -195,7 +244,7 @@ impl Dir {
     /// Whether these are the facts of this very directory.
     pub(super) fn is_directory_of(&self, meta: &std::fs::Metadata) -> Result<bool, StoreError> {
         use std::os::unix::fs::MetadataExt;
-        let own = rustix::fs::fstat(&self.fd).at("read the attributes of", &self.path)?;
+        let own = self.own_stat()?;
         Ok((own.st_dev, own.st_ino) == (meta.dev(), meta.ino()))
     }
 
@@ -297,6 +346,17 @@ impl Dir {
         let file = self.open_file(name)?;
         io::Read::read_to_end(&mut io::Read::take(file, SMALL_BYTES_MAX), &mut bytes).at("read", self.join(name))?;
         Ok(bytes)
+    }
+
+    /// Reads a small file, all of it or an error.
+    pub(super) fn read_at_most(&self, name: &str, max: u64) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = Vec::new();
+        let file = self.open_file(name)?;
+        io::Read::read_to_end(&mut io::Read::take(file, max + 1), &mut bytes).at("read", self.join(name))?;
+        match bytes.len() as u64 > max {
+            true => Err(io::Error::from(io::ErrorKind::FileTooLarge)).at("read", self.join(name)),
+            false => Ok(bytes),
+        }
     }
 
     /// Makes the names in this directory durable.

@@ -19,6 +19,32 @@ pub enum StoreError {
         /// What is missing or wrong.
         why: String,
     },
+    /// Root would be led out of another user's store, into what belongs to somebody else.
+    #[error("{} is a link to {}, which belongs to another user than the store; it is not followed", path.display(), to.display())]
+    LedAway {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads to.
+        to: PathBuf,
+    },
+    /// A layout was noted as a user of these blobs, and what it needs cannot be found out.
+    #[error("the layout {} is noted in {} as a user of these blobs, and cannot be looked at: {problem}", layout.display(), note.display())]
+    NotedLayout {
+        /// The note.
+        note: PathBuf,
+        /// The layout.
+        layout: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A pin that cannot be read: what it keeps is not known.
+    #[error("the pin {} cannot be read: {problem}", path.display())]
+    Pin {
+        /// The file of the pin.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// An operation of the system failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -64,6 +90,14 @@ pub enum StoreError {
     Locked {
         /// The lock file.
         path: PathBuf,
+    },
+    /// The same, where it can be seen who holds it.
+    #[error("{} is locked by {holder}", path.display())]
+    LockedBy {
+        /// The lock file.
+        path: PathBuf,
+        /// The process by name and number, and the user whose it is.
+        holder: String,
     },
     /// Somebody else keeps rewriting `index.json` while it is being edited.
     #[error("{} is being rewritten by another program", path.display())]

@@ -50,8 +50,24 @@ impl Store {
     }
 }
 
+impl Store {
+    /// The pins that can be read, and what the others are named after.
+    pub fn readable_pins(&self) -> Result<(Vec<Pin>, Vec<Digest>), StoreError> {
+        let Some(keep) = self.existing_state_sub(KEEP)? else { return Ok((Vec::new(), Vec::new())) };
+        let (mut pins, mut unreadable) = (Vec::new(), Vec::new());
+        for name in keep.names()?.into_iter().filter_map(|name| String::from_utf8(name).ok()) {
+            let Ok(digest) = name.parse() else { continue };
+            match read_pin(&keep, &name) {
+                Ok(pin) => pins.push(pin),
+                Err(_) => unreadable.push(digest),
+            }
+        }
+        Ok((pins, unreadable))
+    }
+}
+
 fn read_pin(keep: &Dir, name: &str) -> Result<Pin, StoreError> {
-    let problem = |problem: String| StoreError::Lease { path: keep.join(name), problem };
+    let problem = |problem: String| StoreError::Pin { path: keep.join(name), problem };
     let pin: Pin = serde_json::from_slice(&keep.read_small(name)?).map_err(|cause| problem(cause.to_string()))?;
     match pin.digest.to_string() == name {
         true => Ok(pin),

@@ -6,6 +6,7 @@ use std::{
     sync::{OnceLock, RwLock},
 };
 
+use rustix::fs::FileType;
 use serde::Deserialize;
 
 use super::{
@@ -24,14 +25,19 @@ pub struct Store {
     pub(super) blobs: Dir,
     state: OnceLock<Dir>,
     pub(super) memory: OnceLock<RwLock<Memory>>,
-    state_parent: PathBuf,
+    /// Where `.pfs` lies or would lie.
+    home: Dir,
+    has_own_state: bool,
     shared_blobs: Option<PathBuf>,
     pub(super) declared: Declared,
     noted: OnceLock<()>,
 }
 
 const LAYOUT_FILE: &str = "oci-layout";
+const LAYOUT_FILE_BYTES_MAX: u64 = 64 << 10;
 const INDEX: &str = "index.json";
+/// The user who may do everything, and is led nowhere by others.
+const ROOT: u32 = 0;
 /// OCI image layout 1.0.0, and what puzzlefs 0.1.0 wrote there.
 const LAYOUT_VERSIONS: &[&str] = &["1.0.0", "puzzlefs-dev"];
 
@@ -44,34 +50,42 @@ struct LayoutFile {
 impl Store {
     /// Opens the layout at `path`. Fails with [`StoreError::NotAStore`] unless it has a readable `oci-layout` of a known
     /// version, an `index.json` and a `blobs/sha256`. Writes nothing.
+    ///
+    /// Every directory is opened in one that is held open. A link is followed only where `blobs` or `blobs/sha256` is one, once,
+    /// and what it leads to is held open from then on: to swap names afterwards changes nothing.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let not_a_store = |why: String| StoreError::NotAStore { path: path.into(), why };
-        let path = path.canonicalize().map_err(|cause| not_a_store(cause.to_string()))?;
-        if !path.is_dir() {
-            return Err(not_a_store("it is not a directory".into()));
-        }
-        check_layout_file(&path).map_err(not_a_store)?;
-        if !path.join("index.json").exists() {
+        let root = match Dir::open_physical(path) {
+            Ok(root) => root,
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotADirectory => {
+                return Err(not_a_store("it is not a directory".into()));
+            }
+            Err(StoreError::Io { source, .. }) => return Err(not_a_store(source.to_string())),
+            Err(error) => return Err(error),
+        };
+        check_layout_file(&root).map_err(not_a_store)?;
+        if root.stat(INDEX)?.is_none() {
             return Err(not_a_store("it has no index.json".into()));
         }
-        let root = Dir::open(&path)?;
-        let blobs_path = path.join("blobs/sha256");
-        let mut physical = blobs_path.canonicalize().map_err(|_| not_a_store("it has no blobs/sha256".into()))?;
-        let mut blobs = Dir::open(&physical)?;
-        let bind_mounted = blobs.mount_id() != Dir::open(physical.parent().unwrap_or(&physical))?.mount_id()
-            || Dir::open(&path.join("blobs"))?.mount_id() != root.mount_id();
+        let no_blobs = |error: StoreError| match error {
+            StoreError::Io { .. } => not_a_store("it has no blobs/sha256".into()),
+            other => other,
+        };
+        let parent = open_blobs_part(&root, &root, "blobs").map_err(no_blobs)?;
+        let mut blobs = open_blobs_part(&root, &parent, "sha256").map_err(no_blobs)?;
+        let bind_mounted = blobs.mount_id() != blobs.parent()?.mount_id() || parent.mount_id() != root.mount_id();
         if let Some(behind) = bind_mounted.then(|| behind_bind_mount(&blobs)).flatten() {
-            blobs = Dir::open(&behind)?;
-            physical = behind;
+            blobs = behind;
         }
-        let shared_blobs = (physical != blobs_path || bind_mounted).then(|| physical.clone());
-        let state_parent = match &shared_blobs {
-            Some(physical) => home_of_shared(physical),
-            None => path,
+        let is_shared = bind_mounted || blobs.path() != root.join("blobs/sha256");
+        let shared_blobs = is_shared.then(|| blobs.path().to_owned());
+        let (home, has_own_state) = match is_shared {
+            true => home_of_shared(&blobs, &root)?,
+            false => (root.again()?, true),
         };
         let (declared, memory) = (Declared::default(), OnceLock::new());
         let (state, noted) = (OnceLock::new(), OnceLock::new());
-        Ok(Self { root, blobs, state, memory, state_parent, shared_blobs, declared, noted })
+        Ok(Self { root, blobs, state, memory, home, has_own_state, shared_blobs, declared, noted })
     }
 
     /// Opens the layout at `path`, or makes an empty one if there is nothing, an empty directory, or a layout that
@@ -118,9 +132,8 @@ impl Store {
         if let Some(state) = self.state.get() {
             return Ok(state);
         }
-        let made = Dir::open(&self.state_parent).and_then(|parent| parent.make_sub(STATE));
-        let state = made.map_err(|error| match error {
-            StoreError::Io { source, .. } => StoreError::NoState { path: self.state_parent.join(STATE), source },
+        let state = self.home.make_sub(STATE).map_err(|error| match error {
+            StoreError::Io { source, .. } => StoreError::NoState { path: self.home.join(STATE), source },
             other => other,
         })?;
         Ok(self.state.get_or_init(|| state))
@@ -128,7 +141,7 @@ impl Store {
 
     /// Whether the directory of ours lies in this layout, and not with blobs that are shared.
     pub(super) fn has_own_state(&self) -> bool {
-        self.state_parent == self.path()
+        self.has_own_state
     }
 
     /// The directory of ours, if it is there.
@@ -136,7 +149,7 @@ impl Store {
         if let Some(state) = self.state.get() {
             return Ok(Some(state));
         }
-        match Dir::open(&self.state_parent)?.sub(STATE) {
+        match self.home.sub(STATE) {
             Ok(state) => Ok(Some(self.state.get_or_init(|| state))),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
@@ -163,20 +176,46 @@ impl Store {
 /// The directory of ours: every known tool leaves it alone.
 pub(super) const STATE: &str = ".pfs";
 
-/// Where `.pfs` lies for a shared blob directory: in the layout that it belongs to, if there is one, else beside it.
-fn home_of_shared(physical: &Path) -> PathBuf {
-    let beside = physical.parent().unwrap_or(physical);
-    match physical.ancestors().nth(2) {
-        Some(layout) if physical.ends_with("blobs/sha256") && layout.join(LAYOUT_FILE).exists() => layout.into(),
-        _ => beside.into(),
+/// Opens a directory on the way to the blobs. A link is followed once. Where root works in a store, it is not led by a link
+/// that somebody else has made to what is not theirs.
+fn open_blobs_part(root: &Dir, dir: &Dir, name: &str) -> Result<Dir, StoreError> {
+    let is_link =
+        dir.stat(name)?.is_some_and(|stat| FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Symlink);
+    if !is_link {
+        return dir.sub(name);
+    }
+    let link_owner = dir.stat(name)?.map_or(0, |stat| stat.stx_uid);
+    let led_to = dir.sub_through_link(name)?;
+    let owner = led_to.owner()?;
+    let is_led_astray = [link_owner, dir.owner()?, root.owner()?].iter().any(|who| *who != ROOT && *who != owner);
+    match rustix::process::geteuid().is_root() && is_led_astray {
+        true => Err(StoreError::LedAway { path: dir.join(name), to: led_to.path().into() }),
+        false => Ok(led_to),
     }
 }
 
-fn check_layout_file(path: &Path) -> Result<(), String> {
-    let text = match fs::read(path.join(LAYOUT_FILE)) {
+/// Where `.pfs` lies for a shared blob directory: in the layout that it belongs to, if there is one, else beside it; and whether
+/// that is the layout that was opened.
+fn home_of_shared(blobs: &Dir, root: &Dir) -> Result<(Dir, bool), StoreError> {
+    let beside = blobs.parent()?;
+    if blobs.path().ends_with("blobs/sha256") {
+        let layout = beside.parent()?;
+        if layout.stat(LAYOUT_FILE)?.is_some() {
+            let is_own = layout.path() == root.path();
+            return Ok((layout, is_own));
+        }
+    }
+    let is_own = beside.path() == root.path();
+    Ok((beside, is_own))
+}
+
+fn check_layout_file(root: &Dir) -> Result<(), String> {
+    let text = match root.read_at_most(LAYOUT_FILE, LAYOUT_FILE_BYTES_MAX) {
         Ok(text) => text,
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Err(format!("it has no {LAYOUT_FILE} file")),
-        Err(cause) => return Err(format!("its {LAYOUT_FILE} file: {cause}")),
+        Err(error) if error.is_not_found() => return Err(format!("it has no {LAYOUT_FILE} file")),
+        Err(StoreError::NotAFile { what, .. }) => return Err(format!("its {LAYOUT_FILE} is {what}, not a file")),
+        Err(StoreError::Io { source, .. }) => return Err(format!("its {LAYOUT_FILE} file: {source}")),
+        Err(error) => return Err(error.to_string()),
     };
     let file: LayoutFile = serde_json::from_slice(&text).map_err(|cause| format!("its {LAYOUT_FILE} file: {cause}"))?;
     if !LAYOUT_VERSIONS.contains(&file.image_layout_version.as_str()) {
@@ -190,10 +229,17 @@ fn can_become_layout(path: &Path) -> bool {
     let Ok(entries) = path.read_dir() else { return !path.exists() };
     let is_start = |name: &str| match name {
         "blobs" => holds_at_most(&path.join(name), "sha256") && holds_at_most(&path.join("blobs/sha256"), ""),
-        INDEX => fs::read(path.join(name)).is_ok_and(|text| text == IndexDocument::empty().bytes()),
+        INDEX => is_empty_index(path),
         _ => name.ends_with(PARTIAL),
     };
     entries.into_iter().all(|entry| entry.is_ok_and(|entry| entry.file_name().to_str().is_some_and(is_start)))
+}
+
+/// Whether the index is that of a new layout.
+fn is_empty_index(path: &Path) -> bool {
+    let empty = IndexDocument::empty();
+    let text = Dir::open(path).and_then(|dir| dir.read_at_most(INDEX, empty.bytes().len() as u64));
+    text.is_ok_and(|text| text == empty.bytes())
 }
 
 /// Whether a directory is empty, does not exist, or holds nothing but `name`.
@@ -207,9 +253,10 @@ fn holds_at_most(path: &Path, name: &str) -> bool {
 /// Makes an empty layout. `oci-layout` is written last, because it is what makes a directory a layout. Nothing that is
 /// there is replaced: another process may make the same layout, and have published an image in it already.
 fn create_layout(path: &Path) -> Result<(), StoreError> {
-    let blobs = path.join("blobs/sha256");
-    fs::create_dir_all(&blobs).at("make the directory", &blobs)?;
+    fs::create_dir_all(path).at("make the directory", path)?;
     let root = Dir::open(path)?;
+    root.make_new_sub("blobs")?;
+    open_blobs_part(&root, &root, "blobs")?.make_new_sub("sha256")?;
     for (name, text) in
         [(INDEX, IndexDocument::empty().bytes()), (LAYOUT_FILE, br#"{"imageLayoutVersion":"1.0.0"}"# as &[u8])]
     {

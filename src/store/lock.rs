@@ -5,13 +5,16 @@
 
 use std::{
     fs::{File, TryLockError},
+    io,
     marker::PhantomData,
     path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
 
-use super::{Store, StoreError};
+use rustix::fs::Mode;
+
+use super::{Store, StoreError, disk::Dir};
 
 /// The store lock is held shared: nothing is condemned or purged while this lives.
 #[derive(Debug)]
@@ -83,8 +86,8 @@ impl Store {
         try_lock: impl Fn(&File) -> Result<(), TryLockError>,
     ) -> Result<Held<'_>, StoreError> {
         let state = self.state()?;
-        let file = state.open_or_create(name)?;
         let path: PathBuf = state.join(name);
+        let file = open_lock(state, name)?;
         let deadline = Instant::now() + patience;
         loop {
             match try_lock(&file) {
@@ -94,9 +97,96 @@ impl Store {
                     return Ok(held);
                 }
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(PAUSE),
-                Err(TryLockError::WouldBlock) => return Err(StoreError::Locked { path }),
+                Err(TryLockError::WouldBlock) => return Err(locked(&file, path)),
                 Err(TryLockError::Error(source)) => return Err(StoreError::Io { action: "lock", path, source }),
             }
+        }
+    }
+}
+
+/// Opens a lock file. A user who may not write the store is not to hold its lock, so the file is for those alone who may.
+fn open_lock(state: &Dir, name: &str) -> Result<File, StoreError> {
+    let file = state.open_or_create(name).map_err(|error| match error {
+        StoreError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            StoreError::NoState { path: state.path().into(), source }
+        }
+        other => other,
+    })?;
+    close_to_strangers(state, &file);
+    Ok(file)
+}
+
+/// Gives a lock file to whom its directory belongs, and takes from all others what they may not do with the directory either. Where that
+/// cannot be done the lock works as before.
+fn close_to_strangers(state: &Dir, file: &File) {
+    let (Ok(home), Ok(lock)) = (state.own_stat(), rustix::fs::fstat(file)) else { return };
+    let me = rustix::process::geteuid();
+    let writers = home.st_mode & 0o022;
+    let wanted = 0o600 | writers | (writers << 1);
+    let is_right = lock.st_mode & 0o777 == wanted && lock.st_uid == home.st_uid;
+    if is_right || !(me.is_root() || me.as_raw() == lock.st_uid) {
+        return;
+    }
+    // A file of somebody else's would be closed to the owner of the store, and so it is given away first.
+    let owner = (lock.st_uid != home.st_uid).then(|| rustix::fs::Uid::from_raw(home.st_uid));
+    let group = (lock.st_gid != home.st_gid).then(|| rustix::fs::Gid::from_raw(home.st_gid));
+    if (owner.is_some() || group.is_some() && writers & 0o020 != 0) && rustix::fs::fchown(file, owner, group).is_err() {
+        return;
+    }
+    let _ = rustix::fs::fchmod(file, Mode::from_raw_mode(wanted));
+}
+
+/// The error of waiting in vain, with the name of whoever holds the lock, if the kernel tells.
+fn locked(file: &File, path: PathBuf) -> StoreError {
+    match holders(file) {
+        Some(holder) => StoreError::LockedBy { path, holder },
+        None => StoreError::Locked { path },
+    }
+}
+
+/// The processes that hold a lock on this file: `/proc/locks` names them by its device and inode.
+fn holders(file: &File) -> Option<String> {
+    let stat = rustix::fs::fstat(file).ok()?;
+    let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let wanted = format!("{major:02x}:{minor:02x}:{}", stat.st_ino);
+    let table = std::fs::read_to_string("/proc/locks").ok()?;
+    let mut found: Vec<String> = table.lines().filter_map(|line| holder(line, &wanted)).collect();
+    found.dedup();
+    (!found.is_empty()).then(|| found.join(" and "))
+}
+
+/// Who holds the lock of a line of `/proc/locks`, if it is one on that file; proc_locks(5). Those who wait have `->` in front.
+fn holder(line: &str, wanted: &str) -> Option<String> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [_, "FLOCK" | "POSIX" | "OFDLCK", _, _, pid, file, ..] = fields[..] else { return None };
+    if file != wanted {
+        return None;
+    }
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let user = std::fs::metadata(format!("/proc/{pid}")).map(|data| std::os::unix::fs::MetadataExt::uid(&data));
+    Some(match (name.trim(), user) {
+        ("", _) | (_, Err(_)) => format!("process {pid}, which cannot be looked at"),
+        (name, Ok(user)) => format!("process {pid} ({name}, of user {user})"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_is_named_and_who_waits_is_not() {
+        let line = format!("3: FLOCK  ADVISORY  READ {} 08:01:77 0 EOF", std::process::id());
+        assert!(holder(&line, "08:01:77").unwrap().contains(&std::process::id().to_string()));
+        assert_eq!(holder(&line, "08:01:78"), None);
+        assert_eq!(holder("3: -> FLOCK  ADVISORY  WRITE 1 08:01:77 0 EOF", "08:01:77"), None);
+        let store = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(store.path()).unwrap();
+        let _held = store.lock_collector().unwrap();
+        match store.lock_collector() {
+            Err(StoreError::LockedBy { holder, .. }) => assert!(holder.contains(&std::process::id().to_string())),
+            Err(StoreError::Locked { .. }) => {}
+            other => panic!("{other:?}"),
         }
     }
 }

@@ -8,11 +8,12 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
     io, thread,
     time::{Duration, Instant},
 };
 
-use super::{BlobStat, ExclusiveGuard, Lease, Store, StoreError, disk::Dir, error::At};
+use super::{BlobStat, ExclusiveGuard, Lease, Store, StoreError, blobs::hash, disk::Dir, error::At};
 use crate::name::Digest;
 
 /// What pinning came to.
@@ -89,11 +90,13 @@ impl Store {
         }
     }
 
-    /// Puts a pinned blob back under its name in `blobs/`, where somebody has unlinked it. `false` if no pin has it.
+    /// Puts a pinned blob back under its name in `blobs/`, where somebody has unlinked it. `false` if no pin has it. Anybody may
+    /// have put the pin there, so its bytes are hashed first: wrong ones are left where they are.
     pub fn heal_from_pins(&self, digest: &Digest) -> Result<bool, StoreError> {
         let name = digest.to_string();
         for dir in self.pin_dirs()? {
-            match dir.1.link_to(&name, &self.blobs, &name) {
+            let Some(pinned) = right_file(&dir.1, digest)? else { continue };
+            match self.blobs.link_unnamed(&pinned, &name) {
                 Ok(()) => return Ok(true),
                 Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => return Ok(true),
                 Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
@@ -251,6 +254,18 @@ impl Store {
     fn pin_dirs(&self) -> Result<Vec<(Digest, Dir)>, StoreError> {
         let Some(pins) = self.existing_state_sub(PINS)? else { return Ok(Vec::new()) };
         digests_in(&pins)?.into_iter().map(|digest| Ok((digest, pins.sub(&digest.to_string())?))).collect()
+    }
+}
+
+/// The file of that digest, if there is one and it has the right bytes. What is linked afterwards is this very file, whatever the
+/// name stands for by then.
+fn right_file(dir: &Dir, digest: &Digest) -> Result<Option<File>, StoreError> {
+    let name = digest.to_string();
+    match dir.open_file(&name) {
+        Ok(file) => Ok((hash(&file).at("read", dir.join(&name))? == *digest).then_some(file)),
+        Err(StoreError::NotAFile { .. }) => Ok(None),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

@@ -19,7 +19,7 @@
 //! Fixed numbers are little-endian; places and counts in documents are LEB128. A list of blobs is the differences of rising places.
 
 use std::{
-    io::Read,
+    io::{self, Read},
     sync::{
         Arc, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -28,7 +28,7 @@ use std::{
 };
 
 use hashbrown::HashMap;
-use rustix::fs::Statx;
+use rustix::fs::{Mode, Statx};
 
 use super::{CollectorGuard, Store, StoreError, disk::Dir, error::At};
 use crate::name::Digest;
@@ -218,6 +218,10 @@ impl Store {
 
     fn replace_cache(&self, bytes: &[u8]) -> Result<(), StoreError> {
         let cache = self.state()?.make_sub(CACHE)?;
+        // A directory that others may write holds nothing that can be relied on.
+        if rustix::fs::fchmod(&cache, Mode::from_raw_mode(0o755)).is_err() {
+            return Ok(());
+        }
         // What a collector that was killed has left, and what other versions kept here.
         for name in cache.names()?.into_iter().filter_map(|name| String::from_utf8(name).ok()) {
             if name != FILE {
@@ -226,7 +230,8 @@ impl Store {
         }
         let partial = format!(".{FILE}.partial");
         let mut file = cache.create_file(&partial)?;
-        if let Err(source) = std::io::Write::write_all(&mut file, bytes) {
+        let written = std::io::Write::write_all(&mut file, bytes);
+        if let Err(source) = written.and_then(|()| Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))?)) {
             let _ = cache.unlink(&partial);
             return Err(StoreError::Io { action: "write", path: cache.join(&partial), source });
         }
@@ -243,6 +248,9 @@ impl Store {
             return Memory { is_off: true, ..Memory::default() };
         }
         let Ok(Some(cache)) = self.existing_state_sub(CACHE) else { return Memory::default() };
+        if !is_ours_alone(&cache.own_stat().ok()) {
+            return Memory::useless();
+        }
         match read_file(&cache) {
             Err(error) if error.is_not_found() => Memory::default(),
             Ok(bytes) => Memory::parse(&bytes).unwrap_or_else(Memory::useless),
@@ -251,8 +259,17 @@ impl Store {
     }
 }
 
+/// Whether nobody but this user and root can have written it. What others say of documents could make a collector free what is needed.
+fn is_ours_alone(stat: &Option<rustix::fs::Stat>) -> bool {
+    let me = rustix::process::geteuid().as_raw();
+    stat.as_ref().is_some_and(|stat| (stat.st_uid == 0 || stat.st_uid == me) && stat.st_mode & 0o022 == 0)
+}
+
 fn read_file(cache: &Dir) -> Result<Vec<u8>, StoreError> {
     let file = cache.open_file(FILE)?;
+    if !is_ours_alone(&rustix::fs::fstat(&file).ok()) {
+        return Err(io::Error::from(io::ErrorKind::PermissionDenied)).at("trust", cache.join(FILE));
+    }
     let mut bytes = Vec::with_capacity(file.metadata().map_or(0, |data| data.len().min(FILE_BYTES_MAX) as usize));
     file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).at("read", cache.join(FILE))?;
     Ok(bytes)

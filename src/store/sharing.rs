@@ -7,7 +7,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock},
 };
@@ -20,6 +20,8 @@ use crate::name::Digest;
 pub(super) struct Declared(RwLock<Option<BTreeSet<PathBuf>>>);
 
 const LAYOUTS: &str = "layouts";
+/// More than the longest path.
+const NOTE_BYTES_MAX: u64 = 64 << 10;
 /// One path or glob pattern a line; `#` begins a comment.
 const ROOTS_FILE: &str = "roots";
 
@@ -41,19 +43,28 @@ impl Store {
     /// Every other layout that is known to use this blob directory: noted, named, or found by the patterns in
     /// `.pfs/roots`. One that has gone, or uses another directory by now, is left out; one that cannot be read is an error.
     pub fn other_layouts(&self) -> Result<Vec<Store>, StoreError> {
-        let mut candidates = self.noted_layouts()?;
-        candidates.extend(self.configured_roots()?);
-        candidates.extend(self.neighbours());
-        candidates.extend(self.declared.0.read().unwrap_or_else(PoisonError::into_inner).iter().flatten().cloned());
+        let mut named = self.configured_roots()?;
+        named.extend(self.neighbours());
+        named.extend(self.declared.0.read().unwrap_or_else(PoisonError::into_inner).iter().flatten().cloned());
         let mut others: Vec<Store> = Vec::new();
-        for candidate in candidates {
-            let Some(path) = present(&candidate)? else { continue };
-            if path == self.path() || others.iter().any(|other| other.path() == path) || !self.is_used_by(&path)? {
-                continue;
-            }
-            others.push(Store::open(&path)?);
+        for layout in named {
+            self.add_layout(&layout, &mut others)?;
+        }
+        for (note, layout) in self.noted_layouts()? {
+            let added = self.add_layout(&layout, &mut others);
+            added.map_err(|error| StoreError::NotedLayout { note, layout, problem: error.to_string() })?;
         }
         Ok(others)
+    }
+
+    /// Opens another layout, if it is there and uses this blob directory.
+    fn add_layout(&self, layout: &Path, others: &mut Vec<Store>) -> Result<(), StoreError> {
+        let Some(path) = present(layout)? else { return Ok(()) };
+        let is_known = path == self.path() || others.iter().any(|other| other.path() == path);
+        if !is_known && self.is_used_by(&path)? {
+            others.push(Store::open(&path)?);
+        }
+        Ok(())
     }
 
     /// Notes this layout among those that use its blob directory. Done by whatever changes the store.
@@ -75,12 +86,21 @@ impl Store {
         (own || self.path().ancestors().skip(1).take(3).any(|dir| database(&dir))).then_some("zot")
     }
 
-    fn noted_layouts(&self) -> Result<BTreeSet<PathBuf>, StoreError> {
+    /// The notes, each with the layout that it names. A note that is no file is none of ours.
+    fn noted_layouts(&self) -> Result<Vec<(PathBuf, PathBuf)>, StoreError> {
         use std::os::unix::ffi::OsStringExt;
-        let Some(layouts) = self.existing_state_sub(LAYOUTS)? else { return Ok(BTreeSet::new()) };
+        let Some(layouts) = self.existing_state_sub(LAYOUTS)? else { return Ok(Vec::new()) };
         let names = layouts.names()?.into_iter().filter_map(|name| String::from_utf8(name).ok());
-        let notes = names.filter(|name| !name.starts_with('.'));
-        notes.map(|name| Ok(PathBuf::from(std::ffi::OsString::from_vec(layouts.read_small(&name)?)))).collect()
+        let mut notes = Vec::new();
+        for name in names.filter(|name| !name.starts_with('.')) {
+            match layouts.read_at_most(&name, NOTE_BYTES_MAX) {
+                Ok(layout) => notes.push((layouts.join(&name), std::ffi::OsString::from_vec(layout).into())),
+                Err(StoreError::NotAFile { .. }) => {}
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(notes)
     }
 
     fn configured_roots(&self) -> Result<BTreeSet<PathBuf>, StoreError> {
@@ -101,7 +121,7 @@ impl Store {
     fn is_used_by(&self, layout: &Path) -> Result<bool, StoreError> {
         let blobs = layout.join("blobs/sha256");
         let theirs = match fs::metadata(&blobs) {
-            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(cause) if is_gone(&cause) => return Ok(false),
             theirs => theirs.at("read the attributes of", &blobs)?,
         };
         self.blobs.is_directory_of(&theirs)
@@ -111,9 +131,17 @@ impl Store {
 /// The canonical path of a layout that may have gone.
 fn present(layout: &Path) -> Result<Option<PathBuf>, StoreError> {
     match layout.canonicalize() {
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(cause) if is_gone(&cause) => Ok(None),
         path => path.at("look at the layout", layout).map(Some),
     }
+}
+
+/// Whether nothing can have that path: there is no such name, or a part of it is no directory, or cannot be a name at all. A layout
+/// that cannot be there uses no blobs.
+fn is_gone(cause: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
+    let is_loop = cause.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+    is_loop || matches!(cause.kind(), InvalidFilename | InvalidInput | NotADirectory | NotFound)
 }
 
 /// The paths that a glob pattern stands for now.
@@ -125,11 +153,15 @@ fn expand(pattern: &str, place: &Path) -> Result<Vec<PathBuf>, StoreError> {
 
 /// Where a directory that is a mount point really lies: the path of the same directory through another mount of its
 /// filesystem. A rename cannot leave a bind mount, so what is condemned could not go beside it otherwise.
-pub(super) fn behind_bind_mount(dir: &Dir) -> Option<PathBuf> {
+pub(super) fn behind_bind_mount(dir: &Dir) -> Option<Dir> {
     let id = dir.mount_id()?;
     let lines = mount_table::read("self")?;
     let own = lines.iter().find(|line| line.id == id)?;
     let others = lines.iter().filter(|line| line.id != id && line.device == own.device);
     let paths = others.filter_map(|line| Some(line.mountpoint.join(own.root.strip_prefix(&line.root).ok()?)));
-    paths.into_iter().find(|path| fs::metadata(path).is_ok_and(|meta| dir.is_directory_of(&meta).unwrap_or(false)))
+    let own = dir.own_stat().ok()?;
+    paths
+        .into_iter()
+        .filter_map(|path| Dir::open(&path).ok())
+        .find(|behind| behind.own_stat().is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (own.st_dev, own.st_ino)))
 }
