@@ -52,7 +52,6 @@ pub struct Mounted {
     held: HeldLease,
     mountpoint: PathBuf,
     pins: Pins,
-    record: LeaseRecord,
 }
 
 /// The blobs that get a second name, so that the mount survives when a foreign tool unlinks the first.
@@ -91,6 +90,7 @@ impl Pins {
 /// A lease whose file goes when it does; the store that it is in.
 struct HeldLease {
     place: Arc<Mutex<Place>>,
+    record: LeaseRecord,
     manifest: Option<Digest>,
     /// The manifest and the rootfs, kept open: that shows other programs, and other users' pfs, what is mounted even where
     /// somebody has removed the lease.
@@ -177,7 +177,7 @@ pub fn mount(request: &MountRequest, now: jiff::Timestamp, on_damage: DamageObse
     preflight::fuse(rustix::process::geteuid().is_root())?;
     let store = Arc::new(Store::open(&request.image.store)?);
     let source = ImageRef { store: store.path().into(), selector: request.image.selector.clone() }.to_string();
-    let (mut held, record, image) = lease_and_load(&store, &request.image.selector, &mountpoint, now)?;
+    let (mut held, image) = lease_and_load(&store, &request.image.selector, &mountpoint, now)?;
     let (manifest, rootfs_id) = (image.manifest, image.rootfs_id);
     held.documents = [manifest.0, rootfs_id.0].iter().filter_map(|blob| store.open_blob(blob).ok()).collect();
     let view = image.rootfs.map_err(|cause| MountError::Tree { image: source.clone(), source: cause })?;
@@ -185,7 +185,7 @@ pub fn mount(request: &MountRequest, now: jiff::Timestamp, on_damage: DamageObse
     let chunks = ChunkReader::new(Box::new(StoreChunks(store)), request.options.verify, on_damage);
     let image = Image::new(Arc::new(view), Arc::new(chunks.reading_ahead()));
     let session = attach::attach(image, &mountpoint, &source, &request.options)?;
-    let mounted = Mounted { session, held, mountpoint, pins, record };
+    let mounted = Mounted { session, held, mountpoint, pins };
     mounted.prepare(&request.options)?;
     Ok(mounted)
 }
@@ -195,13 +195,13 @@ fn lease_and_load(
     selector: &Selector,
     mountpoint: &Path,
     now: jiff::Timestamp,
-) -> Result<(HeldLease, LeaseRecord, LoadedImage<Result<View, TreeError>>), MountError> {
+) -> Result<(HeldLease, LoadedImage<Result<View, TreeError>>), MountError> {
     let guard = store.lock_shared()?;
     let mut record = LeaseRecord::of_this_process(LeaseKind::Mount, now);
     record.mountpoint = Some(mountpoint.into());
     let lease = Some(store.take_lease(&guard, &record)?);
     let place = Arc::new(Mutex::new(Place { store: store.clone(), lease }));
-    let mut held = HeldLease { place, manifest: None, documents: Vec::new() };
+    let mut held = HeldLease { place, record: record.clone(), manifest: None, documents: Vec::new() };
     let index = store.index()?;
     // So that a later collector knows these blobs for published ones. Not being able to note it only makes it patient.
     let _ = store.log_index(&index);
@@ -216,7 +216,8 @@ fn lease_and_load(
     }
     // Not sooner: to remove pins it would want the lock that is held here.
     held.manifest = record.manifest;
-    Ok((held, record, image))
+    held.record = record;
+    Ok((held, image))
 }
 
 impl Mounted {
@@ -236,9 +237,9 @@ impl Mounted {
     /// first look at the mount fails, unmounts. SIGTERM, SIGINT and SIGHUP unmount; where files are open, the mount goes out
     /// of sight and ends with the last of them, and a second signal ends the process at once.
     pub fn serve(self, on_ready: impl FnOnce() -> Result<(), MountError>) -> Result<(), MountError> {
-        let Self { session, held, mountpoint, pins, record } = self;
+        let Self { session, held, mountpoint, pins } = self;
         let (ending, ended) = mpsc::channel();
-        let keeper = LeaseKeeper { place: held.place.clone(), record, pins: pins.clone() };
+        let keeper = LeaseKeeper { place: held.place.clone(), record: held.record.clone(), pins: pins.clone() };
         let signals = unmount_on_signals(&mountpoint)?;
         let serving = thread::Builder::new().name("pfs-serve".into()).spawn(move || session.run());
         let serving = serving.map_err(MountError::system("start a thread"))?;
