@@ -538,7 +538,9 @@ const REPAIR: Subject = Subject {
         leave_quarantine(ground);
         fs::write(ground.base().join("blobs/sha256").join(Digest::of(b"right").to_string()), b"wrong").unwrap();
     },
-    arguments: |ground| vec!["--repair".into(), "--data".into(), ground.store().display().to_string()],
+    arguments: |ground| {
+        vec!["--repair".into(), "--min-age".into(), "0".into(), "--data".into(), ground.store().display().to_string()]
+    },
     kind: Kind::Plain,
 };
 

@@ -339,7 +339,7 @@ fn a_stale_pin_that_may_be_the_only_right_copy_of_what_is_needed_stays() {
     fs::remove_file(store.blob(&chunk)).unwrap();
     fs::write(store.blob(&chunk), "torn").unwrap();
     assert_eq!(store.collect(at_once()).unwrap().freed_bytes, 0);
-    let repaired = pfs(&["check", "--repair", "--data", store.path.to_str().unwrap()]);
+    let repaired = pfs(&["check", "--repair", "--min-age", "0", "--data", store.path.to_str().unwrap()]);
     assert!(common::stdout(&repaired).contains("pins"), "{}", common::stdout(&repaired));
     assert_eq!(store.read_back("one"), content);
     assert_sound(&store);

@@ -18,7 +18,7 @@ fn images() -> TestStore {
 
 /// Repairs, and gives what was done as pairs of action and digest.
 fn repair(store: &TestStore, code: i32) -> Vec<(String, String)> {
-    let output = pfs(&["check", "--repair", "--json", store.path.to_str().unwrap()]);
+    let output = pfs(&["check", "--repair", "--min-age", "0", "--json", store.path.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(code), "{}{}", stdout(&output), stderr(&output));
     let document: Value = serde_json::from_str(&stdout(&output)).unwrap();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
@@ -137,4 +137,26 @@ fn one_image_cannot_be_repaired_alone_and_a_collector_goes_first() {
     assert_eq!(pfs(&["check", "--repair", store.path.to_str().unwrap()]).status.code(), Some(11));
     drop(collector);
     assert_eq!(repair(&store, 0), []);
+}
+
+#[test]
+fn what_may_become_right_yet_stays_and_what_has_become_right_comes_back() {
+    let store = images();
+    let chunk = chunk_of(&store, "one");
+    let right = fs::read(store.blob(&chunk)).unwrap();
+    fs::write(store.blob(&chunk), "half").unwrap();
+    let young = pfs(&["check", "--repair", store.path.to_str().unwrap()]);
+    assert!(stdout(&young).contains("left alone"), "{}", stdout(&young));
+    // Another process has it open for writing.
+    let opened = fs::OpenOptions::new().append(true).open(store.blob(&chunk)).unwrap();
+    let mut writer = std::process::Command::new("sleep").arg("60").stdout(opened).spawn().unwrap();
+    assert_eq!(repair(&store, 4), [("left-alone".into(), chunk.to_oci())]);
+    writer.kill().unwrap();
+    writer.wait().unwrap();
+    assert_eq!(repair(&store, 4)[0].0, "set-aside");
+    let aside = store.path.join(".pfs/damaged").join(format!("{chunk}-0"));
+    fs::write(&aside, right).unwrap();
+    assert_eq!(repair(&store, 0), [("put-back".into(), chunk.to_oci())]);
+    assert!(!aside.exists());
+    assert_sound(&store);
 }

@@ -6,7 +6,7 @@ mod image;
 mod repair;
 
 pub use finding::{Finding, Severity};
-pub use repair::{Repair, RepairAction, repair};
+pub use repair::{Repair, RepairAction, RepairOptions, repair};
 
 use std::collections::HashSet;
 

@@ -4,14 +4,14 @@
 //! hashed before, so that a build or a mount that puts the blob right meanwhile is not disturbed, and nobody waits for the
 //! hash of a long blob; being the collector keeps quarantine as it is.
 
-use std::{collections::HashSet, path::PathBuf};
+use std::{collections::HashSet, path::PathBuf, time::Duration};
 
 use super::CheckError;
 use crate::{
     graph::{NodeKind, Root, WalkProblem, walk},
     name::Digest,
     observe::{Event, Observer},
-    store::{Store, StoreError},
+    store::{Aside, Store, StoreError},
 };
 
 /// What was done about one blob.
@@ -28,16 +28,32 @@ pub struct Repair {
 pub enum RepairAction {
     /// Its content was wrong, so it was moved here.
     SetAside(PathBuf),
-    /// A right copy was put back, from "quarantine" or "pins".
+    /// Its content is wrong, and it stays, for this reason: it may become right yet.
+    LeftAlone(&'static str),
+    /// A right copy was put back, from "quarantine", "pins" or "damaged".
     Healed(&'static str),
     /// An image needs it, and there is no right copy of it anywhere.
     NoCopy,
 }
 
+/// How to repair.
+#[derive(Debug, Clone)]
+pub struct RepairOptions {
+    /// What was changed less long ago than this is left alone: a program may be writing it.
+    pub min_age: Duration,
+}
+
+impl Default for RepairOptions {
+    fn default() -> Self {
+        Self { min_age: Duration::from_secs(600) }
+    }
+}
+
 /// Repairs a store as far as it can be. Hashes every blob; fails at once if a collector is at work.
-pub fn repair(store: &Store, watch: &dyn Observer) -> Result<Vec<Repair>, CheckError> {
+pub fn repair(store: &Store, options: &RepairOptions, watch: &dyn Observer) -> Result<Vec<Repair>, CheckError> {
     let _collector = store.lock_collector()?;
-    let mut run = Run { store, repairs: Vec::new(), hopeless: HashSet::new() };
+    let mut run = Run { store, options, repairs: Vec::new(), hopeless: HashSet::new() };
+    run.take_back_what_is_right()?;
     run.set_wrong_aside(watch)?;
     watch.event(Event::Phase("looking for what is missing"));
     for root in Root::of_index(store.index()?.document()) {
@@ -48,6 +64,7 @@ pub fn repair(store: &Store, watch: &dyn Observer) -> Result<Vec<Repair>, CheckE
 
 struct Run<'s> {
     store: &'s Store,
+    options: &'s RepairOptions,
     repairs: Vec<Repair>,
     hopeless: HashSet<Digest>,
 }
@@ -57,16 +74,32 @@ impl Run<'_> {
         self.repairs.push(Repair { digest, action });
     }
 
+    /// Looks at what earlier repairs have set aside: a program that was writing it may have ended its work there.
+    fn take_back_what_is_right(&mut self) -> Result<(), CheckError> {
+        for digest in self.store.set_aside()? {
+            if self.store.stat_blob(&digest).is_ok_and(|stat| stat.is_none()) {
+                self.put_back(&digest)?;
+            }
+        }
+        Ok(())
+    }
+
     fn set_wrong_aside(&mut self, watch: &dyn Observer) -> Result<(), CheckError> {
         watch.event(Event::Phase("hashing blobs"));
         let blobs = self.store.inventory()?.blobs;
         for (done, (digest, _)) in blobs.iter().enumerate() {
             // What cannot be read at all stays where it is: a check names it.
             if let Ok(Some(wrong)) = self.store.wrong_content(digest) {
-                let path = self.store.remove_wrong_content(&self.store.lock_exclusive()?, &wrong)?;
-                if let Some(path) = path {
-                    self.note(*digest, RepairAction::SetAside(path));
-                    self.put_back(digest)?;
+                let held = self.store.lock_exclusive()?;
+                let aside = self.store.remove_wrong_content(&held, &wrong, self.options.min_age)?;
+                drop(held);
+                match aside {
+                    Some(Aside::Moved(path)) => {
+                        self.note(*digest, RepairAction::SetAside(path));
+                        self.put_back(digest)?;
+                    }
+                    Some(Aside::Left(reason)) => self.note(*digest, RepairAction::LeftAlone(reason)),
+                    None => {}
                 }
             }
             watch.event(Event::Progress { done: done as u64 + 1, total: blobs.len() as u64 });

@@ -1,9 +1,12 @@
 //! `pfs check`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use pfs::{
-    check::{CheckOptions, CheckReport, Repair, RepairAction, Severity, check, repair},
+    check::{CheckOptions, CheckReport, Repair, RepairAction, RepairOptions, Severity, check, repair},
     store::Store,
 };
 use serde_json::json;
@@ -19,7 +22,8 @@ use super::{
 /// every blob. Ends with 4 if something that an image needs is damaged or missing.
 ///
 /// --repair sets blobs of wrong content aside in .pfs/damaged, and puts right copies back from quarantine and from the pins
-/// of mounts. It invents nothing and deletes nothing, and checks again afterwards.
+/// of mounts. What is young, or open for writing, may become right yet: it is left alone, and said. What an earlier repair has set
+/// aside and is right by now comes back. It invents nothing and deletes nothing, and checks again afterwards.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  pfs check /srv/oci\n  pfs check --data /srv/oci\n  pfs check /srv/oci:app\n  pfs check --repair /srv/oci\n  pfs fsck --json /srv/oci"
@@ -34,6 +38,9 @@ pub struct Args {
     /// Repair the store as far as it can be, then check it with --data.
     #[arg(long)]
     repair: bool,
+    /// How long ago a wrong blob must have been changed for --repair to set it aside.
+    #[arg(long, value_name = "AGE", default_value = "10m", value_parser = super::gc::duration)]
+    min_age: Duration,
     /// One JSON document.
     #[arg(long)]
     json: bool,
@@ -49,7 +56,7 @@ fn act(context: &Context, args: Args) -> Ending {
     let watch = context.progress(args.json);
     let repairs = match (args.repair, &selector) {
         (true, Some(_)) => return Err(Failure::usage("--repair is for a whole store, not for one image of it".into())),
-        (true, None) => repair(&store, &watch)?,
+        (true, None) => repair(&store, &RepairOptions { min_age: args.min_age }, &watch)?,
         (false, _) => Vec::new(),
     };
     let report = check(&store, &CheckOptions { selector, data: args.data || args.repair }, &watch)?;
@@ -73,6 +80,9 @@ fn repair_text(repair: &Repair) -> String {
         RepairAction::SetAside(path) => {
             format!("set aside: blob {digest}: its content is wrong; it is now {}", path.display())
         }
+        RepairAction::LeftAlone(reason) => {
+            format!("left alone: blob {digest}: its content is wrong, but {reason}; repair again later")
+        }
         RepairAction::Healed(place) => format!("put back: blob {digest}: from {place}"),
         RepairAction::NoCopy => format!("no copy: blob {digest}: it lies neither in quarantine nor among pins"),
     }
@@ -81,6 +91,7 @@ fn repair_text(repair: &Repair) -> String {
 fn repair_document(repair: &Repair) -> serde_json::Value {
     let (action, place) = match &repair.action {
         RepairAction::SetAside(path) => ("set-aside", Some(path.display().to_string())),
+        RepairAction::LeftAlone(reason) => ("left-alone", Some((*reason).to_owned())),
         RepairAction::Healed(place) => ("put-back", Some((*place).to_owned())),
         RepairAction::NoCopy => ("no-copy", None),
     };

@@ -92,7 +92,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// The same, where it can be seen who holds it.
-    #[error("{} is locked by {holder}", path.display())]
+    #[error("{} is locked by another process: {holder}", path.display())]
     LockedBy {
         /// The lock file.
         path: PathBuf,

@@ -165,8 +165,8 @@ fn holder(line: &str, wanted: &str) -> Option<String> {
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let user = std::fs::metadata(format!("/proc/{pid}")).map(|data| std::os::unix::fs::MetadataExt::uid(&data));
     Some(match (name.trim(), user) {
-        ("", _) | (_, Err(_)) => format!("process {pid}, which cannot be looked at"),
-        (name, Ok(user)) => format!("process {pid} ({name}, of user {user})"),
+        ("", _) | (_, Err(_)) => format!("number {pid}, which cannot be looked at"),
+        (name, Ok(user)) => format!("{name}, number {pid}, of user {user}"),
     })
 }
 

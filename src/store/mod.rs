@@ -35,7 +35,7 @@ mod usage;
 
 pub use blobs::{BlobStat, Put, Stored};
 pub use build_session::{BuildSession, Published, StaleStaging};
-pub use damaged::{RightCopy, WrongContent};
+pub use damaged::{Aside, RightCopy, WrongContent};
 pub use error::StoreError;
 pub use foreign::ForeignTraces;
 pub use index::IndexSnapshot;
