@@ -498,7 +498,7 @@ fn the_second_collector_says_so_and_leaves() {
     let _collector = store.lock_collector().unwrap();
     let second = pfs(&["gc", "--min-age", "0", store.path.to_str().unwrap()]);
     assert_eq!(second.status.code(), Some(11), "{}", stderr(&second));
-    assert!(stderr(&second).contains("is locked by process "), "{}", stderr(&second));
+    assert!(stderr(&second).contains("is locked by another process"), "{}", stderr(&second));
     assert_eq!(store.snapshot(), before);
     assert_sound(&store);
 }

@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, fs, time::Duration, time::SystemTime};
 
 use common::{TestStore, assert_sound, empty, noise, now, pfs, stderr, stdout};
 use pfs::{
+    delete::{DeleteOptions, DeletePlan},
     observe::Silent,
     prune::{GoReason, KeepReason, PrunePlan, PrunePolicy, PruneVerdict, plan},
 };
@@ -213,7 +214,44 @@ fn of_equals_the_oldest_goes() {
     let manifest = common::image_of(&store, "new").1;
     let future = SystemTime::now() + Duration::from_secs(1000);
     fs::File::options().write(true).open(store.blob(&manifest)).unwrap().set_modified(future).unwrap();
-    assert_eq!(going(&decide(&store, &policy)), ["old"]);
+    assert_eq!(
+        going(&decide(&store, &policy)),
+        ["new"],
+        "its age is when the tag was set, whatever touches the manifest"
+    );
+}
+
+/// A nightly build of an unchanged tree sets a tag today on a manifest of last week.
+#[test]
+fn a_tag_set_again_on_an_old_manifest_is_new() {
+    let store = store_of(&[("monday", &[(1, 50_000)])]);
+    let digest = common::image_of(&store, "monday").1;
+    let long_ago = SystemTime::now() - Duration::from_secs(30 * 24 * 3600);
+    fs::File::options().write(true).open(store.blob(&digest)).unwrap().set_modified(long_ago).unwrap();
+    store.log_index(&store.index().unwrap()).unwrap();
+    store.rewrite_index(|entries| {
+        let mut again = entries[0].clone();
+        again["annotations"][common::REF_NAME] = "tuesday".into();
+        entries.push(again);
+    });
+    let within = PrunePolicy { keep_within_seconds: Some(3600), ..PrunePolicy::default() };
+    assert!(!going(&decide(&store, &within)).contains(&"tuesday".to_string()));
+}
+
+/// What was decided about is what goes: a tag that a build has moved meanwhile stays.
+#[test]
+fn a_tag_that_was_moved_since_the_decision_stays() {
+    let store = store_of(&[("app", &[(1, 50_000)]), ("other", &[(2, 50_000)])]);
+    let policy = PrunePolicy { keep_last: Some(0), ..PrunePolicy::default() };
+    let decisions = decide(&store, &policy).decisions();
+    assert_eq!(decisions.len(), 2);
+    store.build("app", &[("0", &common::noise(77, 60_000))]);
+    let (plan, moved) = DeletePlan::of_decisions(&store, &decisions, DeleteOptions::default(), common::now()).unwrap();
+    assert_eq!(moved, [common::by_tag("app")]);
+    plan.unwrap().apply(&store, common::now(), &Silent).unwrap();
+    assert_eq!(store.tags(), ["app"]);
+    store.read_back("app");
+    common::assert_sound(&store);
 }
 
 #[test]

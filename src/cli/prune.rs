@@ -68,11 +68,13 @@ fn prune(context: &Context, args: &Args) -> Ending {
     let watch = context.progress(args.json);
     let now = context.now_seconds();
     let decided = plan(&store, &policy(args), now, &watch)?;
-    let selectors = decided.selectors();
-    let delete = match selectors.is_empty() {
-        true => None,
-        false => Some(DeletePlan::new(&store, &selectors, DeleteOptions::default(), now)?),
-    };
+    let decisions = decided.decisions();
+    let (delete, moved) = DeletePlan::of_decisions(&store, &decisions, DeleteOptions::default(), now)?;
+    if !moved.is_empty() {
+        let names: Vec<_> = moved.iter().map(ToString::to_string).collect();
+        let problem = format!("{} changed while the images were looked at; nothing was removed", names.join(", "));
+        return Err(Failure::new(super::failure::Kind::Busy, anyhow::anyhow!(problem)).hint("try again"));
+    }
     let outcome = match delete {
         None => Outcome::default(),
         Some(delete) if args.dry_run => {
@@ -160,6 +162,14 @@ fn text(context: &Context, args: &Args, decided: &PrunePlan, outcome: &Outcome) 
     if outcome.waiting > 0 {
         let _ = writeln!(text, "in quarantine: {} (pfs gc --now frees it at once)", bytes(outcome.waiting));
     }
+    let hint = match args.keep_within {
+        Some(within) => cut_off(context.now_seconds(), within),
+        None if args.keep_last.is_none() && args.keep_tag.is_empty() && args.free.is_none() => {
+            "note: no rule was given, so only dangling entries go; --keep-last and --keep-within are rules\n".into()
+        }
+        None => String::new(),
+    };
+    text += &hint;
     let has_no_rule = |row: &PruneRow| matches!(row.verdict, PruneVerdict::Keep(KeepReason::NoRule));
     if !args.keep_tag.is_empty() && decided.rows.iter().any(has_no_rule) {
         let _ = writeln!(text, "note: --keep-tag alone lets no tag go; with --keep-last 0 all the others go");
@@ -168,6 +178,12 @@ fn text(context: &Context, args: &Args, decided: &PrunePlan, outcome: &Outcome) 
         let _ = writeln!(text, "not enough: {wanted} were wanted, and nothing else may go");
     }
     text
+}
+
+/// Which tags are old enough to go, as a date.
+fn cut_off(now: i64, within: std::time::Duration) -> String {
+    let at = now.checked_sub_unsigned(within.as_secs()).and_then(|at| jiff::Timestamp::from_second(at).ok());
+    at.map_or_else(String::new, |at| format!("--keep-within keeps the tags that were set since {at}\n"))
 }
 
 fn table_row(row: &PruneRow, now: i64) -> Vec<String> {

@@ -1,6 +1,6 @@
 //! What speaks against a deletion: the table of `docs/deletion.md`, decided in one place.
 
-use std::path::PathBuf;
+use std::{collections::HashSet, path::PathBuf};
 
 use super::{DeleteOptions, Target};
 use crate::{
@@ -85,8 +85,8 @@ fn list(tags: &[Tag]) -> String {
 
 /// What speaks for an image: who holds it, and in which index it would be left.
 pub(super) struct Holders<'a> {
-    /// The index as it would be afterwards.
-    pub edited: &'a IndexDocument,
+    /// What the index as it would be afterwards points at.
+    pub stays: &'a HashSet<Digest>,
     /// What refers to what, as far as it can be read.
     pub graph: Option<&'a ImageGraph>,
     /// All leases.
@@ -122,17 +122,25 @@ pub(super) fn check(
 impl Holders<'_> {
     /// The mounts and pins of an image, or of any image under an index; none while it keeps a name.
     fn of(&self, digest: &Digest) -> (Vec<MountedAt>, Vec<&Pin>) {
-        if has_entry(self.edited, digest) {
+        if self.stays.contains(digest) {
             return (Vec::new(), Vec::new());
         }
         let family = self.graph.map_or_else(|| vec![*digest], |graph| graph.family(digest));
-        let nameless = |pin: &&Pin| family.contains(&pin.digest) && !has_entry(self.edited, &pin.digest);
+        let nameless = |pin: &&Pin| family.contains(&pin.digest) && !self.stays.contains(&pin.digest);
         (mounts_of(&family, self.leases), self.pins.iter().filter(nameless).collect())
     }
 }
 
-pub(super) fn has_entry(index: &IndexDocument, digest: &Digest) -> bool {
-    index.entries().iter().any(|entry| entry.descriptor.digest == DescriptorDigest::Sha256(*digest))
+/// What the entries of an index point at, but for those at these places.
+pub(super) fn digests_without(index: &IndexDocument, places: &[usize]) -> HashSet<Digest> {
+    let mut stays = vec![true; index.entries().len()];
+    places.iter().for_each(|place| stays[*place] = false);
+    let entries = index.entries().iter().zip(stays).filter(|(_, stays)| *stays);
+    let digests = entries.filter_map(|(entry, _)| match entry.descriptor.digest {
+        DescriptorDigest::Sha256(digest) => Some(digest),
+        DescriptorDigest::Other(_) => None,
+    });
+    digests.collect()
 }
 
 /// The live mounts of these manifests.

@@ -91,11 +91,12 @@ impl DeletePlan {
                 graph_of_targets(store, index.document(), &places)
             }
         };
-        let holders = Holders { edited: &edited, graph: graph.as_ref(), leases: &leases, pins: &pins };
+        let stays = conflict::digests_without(index.document(), &places);
+        let holders = Holders { stays: &stays, graph: graph.as_ref(), leases: &leases, pins: &pins };
         let unpinned = conflict::check(&targets, &holders, &options)?;
         if let (Some(graph), true, false) = (&graph, complete, options.no_prune) {
             let held = held(&leases, &pins);
-            targets.extend(parents::parents(store, index.document(), &edited, graph, &targets, &held));
+            targets.extend(parents::parents(store, index.document(), &stays, graph, &targets, &held));
         }
         let edited = index.document().without(&places_of(&targets));
         let scope = match &graph {
@@ -103,6 +104,33 @@ impl DeletePlan {
             _ => needed_by(store, index.document(), &targets),
         };
         Ok(Self { targets, edited, scope, unpinned, graph, options, read_nanoseconds: index.read_nanoseconds() })
+    }
+
+    /// Decides on what was chosen earlier, by digest: what a name stands for by now, if it is something else, stays.
+    /// `None` if all of it has moved. Gives the names that have moved, too.
+    pub fn of_decisions(
+        store: &Store,
+        decisions: &[(Selector, Digest)],
+        options: DeleteOptions,
+        now_seconds: i64,
+    ) -> Result<(Option<Self>, Vec<Selector>), DeleteError> {
+        let index = store.index()?;
+        let picks = request::Picks::of(index.document());
+        let is_same = |(selector, digest): &&(Selector, Digest)| picks.is_only(selector, digest);
+        let (same, moved): (Vec<_>, Vec<_>) = decisions.iter().partition(is_same);
+        let moved = moved.into_iter().map(|(selector, _)| selector.clone()).collect();
+        if same.is_empty() {
+            return Ok((None, moved));
+        }
+        let selectors: Vec<Selector> = same.iter().map(|(selector, _)| selector.clone()).collect();
+        let plan = Self::new(store, &selectors, options, now_seconds)?;
+        let expected: HashSet<Digest> = same.iter().map(|(_, digest)| *digest).collect();
+        let asked: HashSet<&Selector> = selectors.iter().collect();
+        let mut targets = plan.targets.iter().filter(|target| asked.contains(&target.selector));
+        match targets.all(|target| expected.contains(&target.digest)) {
+            true => Ok((Some(plan), moved)),
+            false => Err(DeleteError::Changed),
+        }
     }
 
     /// What is to be untagged.
@@ -143,16 +171,26 @@ impl DeletePlan {
         Ok(report)
     }
 
-    /// Takes the names away, if everything is still as it was decided on, leases included: mounting waits for the lock.
+    /// Takes the names away, if everything is still as it was decided on, leases included: mounting waits for the lock. What
+    /// was found before the lock is taken holds under it if index, leases and pins are the same.
     fn untag(&self, store: &Store, now_seconds: i64) -> Result<(), DeleteError> {
+        let mut checked: Option<(Digest, Vec<LeaseState>, Vec<Pin>, Vec<usize>)> = None;
         store.remove_entries(|index| {
             let leases = store.leases()?;
             let pins: Vec<Pin> = store.pins()?.into_iter().filter(|pin| !pin.is_over(now_seconds)).collect();
-            let targets = self.same_targets(index)?;
+            if let Some((digest, before, pinned, places)) = &checked
+                && *digest == index.digest()
+                && *before == leases
+                && *pinned == pins
+            {
+                return Ok(places.clone());
+            }
+            let targets = self.same_targets(index.document())?;
             let places = places_of(&targets);
-            let edited = index.without(&places);
-            let holders = Holders { edited: &edited, graph: self.graph.as_ref(), leases: &leases, pins: &pins };
+            let stays = conflict::digests_without(index.document(), &places);
+            let holders = Holders { stays: &stays, graph: self.graph.as_ref(), leases: &leases, pins: &pins };
             conflict::check(&targets, &holders, &self.options)?;
+            checked = Some((index.digest(), leases, pins, places.clone()));
             Ok(places)
         })
     }

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use super::{Target, conflict::has_entry};
+use super::Target;
 use crate::{
     format::{DescriptorDigest, IndexDocument, Rootfs},
     graph::{ImageGraph, NodeKind, dangling, load_image},
@@ -17,13 +17,13 @@ use crate::{
 pub(super) fn parents(
     store: &Store,
     index: &IndexDocument,
-    edited: &IndexDocument,
+    stays: &HashSet<Digest>,
     graph: &ImageGraph,
     targets: &[Target],
     held: &HashSet<Digest>,
 ) -> Vec<Target> {
     let going: HashSet<Digest> =
-        targets.iter().map(|target| target.digest).filter(|digest| !has_entry(edited, digest)).collect();
+        targets.iter().map(|target| target.digest).filter(|digest| !stays.contains(digest)).collect();
     let nameless = nameless(index, dangling(index, graph, held), &going);
     if nameless.is_empty() {
         return Vec::new();

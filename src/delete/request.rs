@@ -1,8 +1,10 @@
 //! What is asked to be deleted, and why it cannot be.
 
+use std::collections::{HashMap, HashSet};
+
 use super::Conflict;
 use crate::{
-    format::IndexDocument,
+    format::{DescriptorDigest, IndexDocument},
     gc::GcError,
     graph::{ImageError, pick},
     name::{Digest, Selector, Tag},
@@ -55,6 +57,57 @@ pub struct Target {
     pub tags: Vec<Tag>,
 }
 
+/// The places of an index by tag and by digest, so that finding many takes one pass.
+pub(super) struct Picks<'i> {
+    index: &'i IndexDocument,
+    by_tag: HashMap<&'i Tag, Vec<usize>>,
+    by_digest: HashMap<Digest, Vec<usize>>,
+}
+
+impl<'i> Picks<'i> {
+    pub(super) fn of(index: &'i IndexDocument) -> Self {
+        let (mut by_tag, mut by_digest): (HashMap<&Tag, Vec<usize>>, HashMap<Digest, Vec<usize>>) = Default::default();
+        for (place, entry) in index.entries().iter().enumerate() {
+            if let Some(tag) = &entry.tag {
+                by_tag.entry(tag).or_default().push(place);
+            }
+            if let DescriptorDigest::Sha256(digest) = &entry.descriptor.digest {
+                by_digest.entry(*digest).or_default().push(place);
+            }
+        }
+        Self { index, by_tag, by_digest }
+    }
+
+    /// Whether a selector stands for this digest and nothing else.
+    pub(super) fn is_only(&self, selector: &Selector, digest: &Digest) -> bool {
+        let is_it = |place: &usize| self.index.entries()[*place].descriptor.digest == DescriptorDigest::Sha256(*digest);
+        let places = match selector {
+            Selector::Tag(tag) => self.by_tag.get(tag),
+            Selector::Digest(_) => self.by_digest.get(digest),
+        };
+        places.is_some_and(|places| places.iter().all(is_it))
+    }
+
+    /// What a selector picks, as [`pick`] does, without a pass over the index for the usual cases.
+    fn pick(&self, selector: &Selector) -> Result<(Digest, Vec<usize>), ImageError> {
+        let places = match selector {
+            Selector::Tag(tag) => self.by_tag.get(tag),
+            Selector::Digest(prefix) => prefix.parse().ok().and_then(|digest: Digest| self.by_digest.get(&digest)),
+        };
+        let digest_at = |place: usize| match self.index.entries()[place].descriptor.digest {
+            DescriptorDigest::Sha256(digest) => Some(digest),
+            DescriptorDigest::Other(_) => None,
+        };
+        if let Some(places) = places
+            && let Some(digest) = digest_at(places[0])
+            && places.iter().all(|place| digest_at(*place) == Some(digest))
+        {
+            return Ok((digest, places.clone()));
+        }
+        pick(self.index, selector).map(|picked| (picked.digest, picked.places))
+    }
+}
+
 /// Finds what the selectors pick. A tag on several manifests is a target for each of them, if `all` allows it. Of a digest
 /// and one of its tags, the digest is the target, since it stands for all the tags.
 pub(super) fn resolve(
@@ -62,32 +115,34 @@ pub(super) fn resolve(
     selectors: &[Selector],
     options: &DeleteOptions,
 ) -> Result<Vec<Target>, DeleteError> {
-    let mut targets: Vec<Target> = Vec::new();
+    let picks = Picks::of(index);
+    let mut found = Vec::new();
     for selector in selectors {
-        for target in targets_of(index, selector, options)? {
-            if !targets.iter().any(|known| covers(known, &target)) {
-                targets.retain(|known| !covers(&target, known));
-                targets.push(target);
-            }
-        }
+        found.extend(targets_of(&picks, selector, options)?);
     }
-    Ok(targets)
+    // The larger ones first: what is covered by one of those before is no target of its own.
+    let mut order: Vec<usize> = (0..found.len()).collect();
+    order.sort_by_key(|at| std::cmp::Reverse(found[*at].places.len()));
+    let (mut taken, mut stays) = (HashSet::new(), vec![false; found.len()]);
+    for at in order {
+        let is_new = found[at].places.iter().any(|place| !taken.contains(place));
+        taken.extend(found[at].places.iter().copied());
+        stays[at] = is_new;
+    }
+    let mut stays = stays.into_iter();
+    found.retain(|_| stays.next().unwrap_or(false));
+    Ok(found)
 }
 
-fn covers(one: &Target, other: &Target) -> bool {
-    other.places.iter().all(|place| one.places.contains(place))
-}
-
-fn targets_of(index: &IndexDocument, selector: &Selector, options: &DeleteOptions) -> Result<Vec<Target>, DeleteError> {
-    match pick(index, selector) {
-        Ok(picked) => Ok(vec![target(index, selector, picked.digest, |place| picked.places.contains(&place))]),
+fn targets_of(picks: &Picks<'_>, selector: &Selector, options: &DeleteOptions) -> Result<Vec<Target>, DeleteError> {
+    let index = picks.index;
+    match picks.pick(selector) {
+        Ok((digest, places)) => Ok(vec![target(index, selector, digest, places)]),
         Err(ImageError::Ambiguous { found, .. }) if options.all && matches!(selector, Selector::Tag(_)) => {
             let one = |digest: Digest| {
-                let tag = Selector::Digest(digest.to_string());
-                let own: Vec<usize> = pick(index, &tag).map(|picked| picked.places).unwrap_or_default();
+                let own = picks.by_digest.get(&digest).cloned().unwrap_or_default();
                 let named = |place: &usize| matches!((&index.entries()[*place].tag, selector), (Some(tag), Selector::Tag(wanted)) if tag == wanted);
-                let places: Vec<usize> = own.into_iter().filter(named).collect();
-                target(index, selector, digest, |place| places.contains(&place))
+                target(index, selector, digest, own.into_iter().filter(named).collect())
             };
             Ok(found.into_iter().map(one).collect())
         }
@@ -95,8 +150,7 @@ fn targets_of(index: &IndexDocument, selector: &Selector, options: &DeleteOption
     }
 }
 
-fn target(index: &IndexDocument, selector: &Selector, digest: Digest, goes: impl Fn(usize) -> bool) -> Target {
-    let places: Vec<usize> = (0..index.entries().len()).filter(|place| goes(*place)).collect();
+fn target(index: &IndexDocument, selector: &Selector, digest: Digest, places: Vec<usize>) -> Target {
     let tags = places.iter().filter_map(|place| index.entries()[*place].tag.clone()).collect();
     Target { selector: selector.clone(), digest, places, tags }
 }

@@ -12,7 +12,7 @@ use crate::{
     format::{DescriptorDigest, IndexEntry},
     graph::{ImageGraph, Root, dangling},
     name::{Digest, Tag},
-    store::{Inventory, LeaseKind, Store},
+    store::{Inventory, LeaseKind, Store, TagTimes},
 };
 
 /// The entries of a store's index.
@@ -39,7 +39,7 @@ pub struct ListingRow {
     pub pins: u64,
     /// Whether it has no name, is in no index that has one, and is neither mounted nor pinned.
     pub dangling: bool,
-    /// When its manifest came into the store, in seconds since 1970, as the file system has it.
+    /// When its tag was set, in seconds since 1970: by the index log, else when its manifest was made.
     pub created_seconds: Option<i64>,
 }
 
@@ -50,6 +50,7 @@ pub fn listing(store: &Store, now_seconds: i64) -> Result<Listing, ExplainError>
     let inventory = store.inventory()?;
     let holds = Holds::of(store, now_seconds)?;
     let roots = Root::of_index(index.document());
+    let times = store.tag_times(index.document())?;
     let (graph, mut broken) = readable(store, &roots);
     let counts = graph.root_counts();
     let dangling = dangling(index.document(), &graph, &holds.digests());
@@ -62,7 +63,7 @@ pub fn listing(store: &Store, now_seconds: i64) -> Result<Listing, ExplainError>
                 state(&graph, node, &counts, &inventory)
             }
         };
-        row(entry, state, dangling.binary_search(&place).is_ok(), &graph, &inventory, &holds)
+        row(entry, state, dangling.binary_search(&place).is_ok(), &graph, &inventory, &holds, &times)
     });
     let rows = rows.collect();
     let stored_bytes = inventory.blobs.iter().map(|(_, stat)| stat.size).sum();
@@ -102,6 +103,7 @@ fn row(
     graph: &ImageGraph,
     inventory: &Inventory,
     holds: &Holds,
+    times: &TagTimes,
 ) -> ListingRow {
     let (digest, own) = match &entry.descriptor.digest {
         DescriptorDigest::Sha256(digest) => (digest.to_oci(), Some(*digest)),
@@ -116,6 +118,8 @@ fn row(
         mounts: sum(&holds.mounts),
         pins: sum(&holds.pins),
         dangling,
-        created_seconds: own.and_then(|own| inventory.get(&own)).map(|stat| stat.newest_seconds),
+        created_seconds: times
+            .of(entry)
+            .or_else(|| own.and_then(|own| inventory.get(&own)).map(|stat| stat.made_seconds)),
     }
 }

@@ -157,14 +157,18 @@ impl IndexDocument {
 
     /// This index without the entries at these places. All other bytes stay as they are.
     pub fn without(&self, places: &[usize]) -> Self {
-        let kept: Vec<usize> = (0..self.entries.len()).filter(|at| !places.contains(at)).collect();
-        self.rebuilt(&kept, None)
+        self.rebuilt(&self.all_but(places), None)
     }
 
     /// This index without the entries at `replaced`, and with `entry`, the JSON text of a descriptor, as the last one.
     pub fn with(&self, entry: &str, replaced: &[usize]) -> Self {
-        let kept: Vec<usize> = (0..self.entries.len()).filter(|at| !replaced.contains(at)).collect();
-        self.rebuilt(&kept, Some(entry))
+        self.rebuilt(&self.all_but(replaced), Some(entry))
+    }
+
+    fn all_but(&self, places: &[usize]) -> Vec<usize> {
+        let mut stays = vec![true; self.entries.len()];
+        places.iter().for_each(|place| stays[*place] = false);
+        (0..self.entries.len()).filter(|at| stays[*at]).collect()
     }
 
     fn rebuilt(&self, kept: &[usize], added: Option<&str>) -> Self {

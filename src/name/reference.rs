@@ -50,7 +50,7 @@ impl fmt::Display for Tag {
 }
 
 /// What picks an image inside its store.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Selector {
     /// By tag.
     Tag(Tag),

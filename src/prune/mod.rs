@@ -60,21 +60,19 @@ pub enum PruneError {
 }
 
 impl PrunePlan {
-    /// What is to be deleted, in the words of a deletion.
-    pub fn selectors(&self) -> Vec<Selector> {
+    /// What is to be deleted, in the words of a deletion, each with the digest that was decided on.
+    pub fn decisions(&self) -> Vec<(Selector, Digest)> {
         let going = self.rows.iter().filter(|row| matches!(row.verdict, PruneVerdict::Go(_)));
-        let mut selectors = Vec::new();
-        for row in going {
-            let selector = match (&row.tag, row.digest.strip_prefix("sha256:")) {
-                (Some(tag), _) => Selector::Tag(tag.clone()),
-                (None, Some(hex)) => Selector::Digest(hex.into()),
-                (None, None) => continue,
+        let mut seen = HashSet::new();
+        let decision = |row: &PruneRow| {
+            let digest: Digest = row.digest.strip_prefix("sha256:")?.parse().ok()?;
+            let selector = match &row.tag {
+                Some(tag) => Selector::Tag(tag.clone()),
+                None => Selector::Digest(digest.to_string()),
             };
-            if !selectors.contains(&selector) {
-                selectors.push(selector);
-            }
-        }
-        selectors
+            seen.insert((row.tag.clone(), digest)).then_some((selector, digest))
+        };
+        going.filter_map(decision).collect()
     }
 }
 
@@ -116,6 +114,7 @@ fn entries(store: &Store, facts: &Facts, index: &IndexDocument, now_seconds: i64
     let nodes = facts.marks.graph.roots().iter();
     let nodes = nodes.filter(|(root, _)| matches!(root.origin, RootOrigin::Entry(..))).map(|(_, node)| *node);
     let digests_of = digests_of_tags(index);
+    let times = store.tag_times(index)?;
     let entry = |(place, node): (usize, usize)| {
         let entry = &index.entries()[place];
         let (digest, own) = match &entry.descriptor.digest {
@@ -127,7 +126,9 @@ fn entries(store: &Store, facts: &Facts, index: &IndexDocument, now_seconds: i64
             tag: entry.tag.clone(),
             digest,
             node,
-            created_seconds: own.and_then(|own| facts.inventory.get(&own)).map(|stat| stat.newest_seconds),
+            created_seconds: times
+                .of(entry)
+                .or_else(|| own.and_then(|own| facts.inventory.get(&own)).map(|stat| stat.made_seconds)),
             is_dangling: dangling.binary_search(&place).is_ok(),
             is_mounted: !family.is_disjoint(&holds.mounted) || holds.is_served(facts, &family),
             is_pinned: !family.is_disjoint(&holds.pinned),

@@ -34,6 +34,9 @@ pub struct BlobStat {
     /// When its bytes came to be here, in nanoseconds since 1970: the later of modification and birth, or of modification
     /// and change where the filesystem has no birth time. Links and renames do not move it.
     pub written_nanoseconds: i64,
+    /// When its content was made, in seconds since 1970: the older of modification and birth, of those that are known.
+    /// Neither links nor reads move it.
+    pub made_seconds: i64,
 }
 
 /// How a blob came to be in the store.
@@ -65,6 +68,10 @@ impl BlobStat {
             links: stat.stx_nlink,
             identity: (rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino),
             newest_seconds: stat.stx_mtime.tv_sec.max(stat.stx_ctime.tv_sec).max(stat.stx_btime.tv_sec),
+            made_seconds: match (stat.stx_mtime.tv_sec, stat.stx_btime.tv_sec) {
+                (modified, born) if modified > 0 && born > 0 => modified.min(born),
+                (modified, born) => modified.max(born),
+            },
             written_nanoseconds: match stat.stx_mask & rustix::fs::StatxFlags::BTIME.bits() {
                 0 => nanoseconds(&stat.stx_mtime).max(nanoseconds(&stat.stx_ctime)),
                 _ => nanoseconds(&stat.stx_mtime).max(nanoseconds(&stat.stx_btime)),

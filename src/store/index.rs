@@ -77,7 +77,7 @@ impl Store {
     /// again for every index that other programs have written meanwhile. The caller must not hold the store lock.
     pub fn remove_entries<E: From<StoreError>>(
         &self,
-        choose: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
+        choose: impl FnMut(&IndexSnapshot) -> Result<Vec<usize>, E>,
     ) -> Result<(), E> {
         self.publish(choose, |before, places| before.without(places))
     }
@@ -98,16 +98,16 @@ impl Store {
     pub(super) fn put_entry<E: From<StoreError>>(
         &self,
         entry: &str,
-        replace: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
+        mut replace: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
     ) -> Result<(), E> {
-        self.publish(replace, |before, places| before.with(entry, places))
+        self.publish(|before| replace(before.document()), |before, places| before.with(entry, places))
     }
 
     /// Publishes an edit, in turn with the other publishers. `choose` finds the places of the entries that go, and is called
     /// again under the exclusive lock: if they are others then, the edit begins again. `edit` makes the new index.
     fn publish<E: From<StoreError>>(
         &self,
-        mut choose: impl FnMut(&IndexDocument) -> Result<Vec<usize>, E>,
+        mut choose: impl FnMut(&IndexSnapshot) -> Result<Vec<usize>, E>,
         edit: impl Fn(&IndexDocument, &[usize]) -> IndexDocument,
     ) -> Result<(), E> {
         let publisher = self.lock_publisher()?;
@@ -115,11 +115,10 @@ impl Store {
         let mut pause = FIRST_PAUSE;
         for _ in 0..TRIES {
             let before = self.index()?;
-            let places = choose(before.document())?;
+            let places = choose(&before)?;
             let staged = self.stage_index(&before, &edit(before.document(), &places))?;
             let held = self.lock_exclusive()?;
-            let swapped =
-                choose(before.document()).and_then(|now| Ok(now == places && self.swap_index(&held, staged)?));
+            let swapped = choose(&before).and_then(|now| Ok(now == places && self.swap_index(&held, staged)?));
             drop(held);
             self.settle_swap()?;
             if swapped? {

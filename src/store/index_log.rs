@@ -3,8 +3,15 @@
 //! They tell a blob that was published once (it may go as soon as nothing needs it) from one that no index ever named
 //! (it may be somebody's upload that has not reached its index yet). Losing the log only makes the collector more patient.
 
-use super::{IndexSnapshot, Store, StoreError, blobs::nanoseconds, disk::Dir, error::At, partial::Partial};
-use crate::{format::IndexDocument, name::Digest};
+use hashbrown::{HashMap, HashSet};
+
+use super::{
+    IndexSnapshot, Store, StoreError, blobs::nanoseconds, disk::Dir, error::At, index::INDEX, partial::Partial,
+};
+use crate::{
+    format::{DescriptorDigest, IndexDocument, IndexEntry},
+    name::{Digest, Tag},
+};
 
 /// How many texts are kept.
 const KEPT: usize = 32;
@@ -94,6 +101,68 @@ impl Store {
     /// The same, parsed.
     pub fn index_history(&self) -> Result<Vec<IndexDocument>, StoreError> {
         Ok(self.index_notes()?.filter_map(|note| IndexDocument::parse(&note.bytes).ok()).collect())
+    }
+}
+
+/// When the entries of an index were set.
+#[derive(Debug, Default)]
+pub struct TagTimes {
+    seconds: HashMap<Key, i64>,
+}
+
+/// A tag and what it stands for.
+type Key = (Option<Tag>, DescriptorDigest);
+
+/// How many bytes of notes are read to tell when tags were set; the newest first.
+const TIMES_BYTES_MAX: usize = 64 << 20;
+
+impl TagTimes {
+    /// When the tag of an entry was set to what it stands for, in seconds since 1970; `None` if it was there before pfs saw
+    /// the index for the first time. Where the log does not reach back to that, the oldest note is taken, so that no tag
+    /// seems older than it is known to be.
+    pub fn of(&self, entry: &IndexEntry) -> Option<i64> {
+        self.seconds.get(&key(entry)).copied()
+    }
+}
+
+fn key(entry: &IndexEntry) -> Key {
+    (entry.tag.clone(), entry.descriptor.digest.clone())
+}
+
+impl Store {
+    /// When each entry of the index was set, as the log tells: the time of the first of the texts since which it has been
+    /// there without a break. Linear in the bytes of the notes, of which at most 64 MiB are read.
+    pub fn tag_times(&self, index: &IndexDocument) -> Result<TagTimes, StoreError> {
+        let written = self.root.stat(INDEX)?.map_or(0, |stat| stat.stx_mtime.tv_sec);
+        let (mut open, mut later, mut bytes) = (index.entries().iter().map(key).collect::<HashSet<_>>(), written, 0);
+        let (mut times, mut reaches_back) = (TagTimes::default(), self.log_reaches_back()?);
+        for note in self.index_notes()? {
+            bytes += note.bytes.len();
+            if bytes > TIMES_BYTES_MAX {
+                reaches_back = false;
+                break;
+            }
+            let Ok(document) = IndexDocument::parse(&note.bytes) else { continue };
+            let present: HashSet<Key> = document.entries().iter().map(key).collect();
+            open.retain(|key| {
+                let stays = present.contains(key);
+                if !stays {
+                    times.seconds.insert(key.clone(), later);
+                }
+                stays
+            });
+            later = note.written_nanoseconds / 1_000_000_000;
+        }
+        if !reaches_back {
+            times.seconds.extend(open.into_iter().map(|key| (key, later)));
+        }
+        Ok(times)
+    }
+
+    /// Whether the log still has its first note, or none at all.
+    fn log_reaches_back(&self) -> Result<bool, StoreError> {
+        let Some(log) = self.existing_state_sub(&self.log_name())? else { return Ok(true) };
+        Ok(note_names(&log)?.first().is_none_or(|first| number_of(first) == 0))
     }
 }
 

@@ -164,7 +164,7 @@ pub struct Lease {
 }
 
 /// A lease as somebody else sees it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseState {
     /// Its name in `.pfs/leases/`.
     pub id: String,

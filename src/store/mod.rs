@@ -39,7 +39,7 @@ pub use damaged::{Aside, RightCopy, WrongContent};
 pub use error::StoreError;
 pub use foreign::ForeignTraces;
 pub use index::IndexSnapshot;
-pub use index_log::IndexNote;
+pub use index_log::{IndexNote, TagTimes};
 pub use index_swap::LostIndex;
 pub use inventory::{Inventory, Stranger};
 pub use keep::Pin;
