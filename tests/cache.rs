@@ -77,7 +77,7 @@ fn a_cache_that_is_gone_cut_or_wrong_anywhere_changes_no_answer() {
 #[test]
 fn a_useless_cache_is_written_anew() {
     let (store, documents) = shrunk();
-    for useless in [&b""[..], b"pfsrefs\x02 of another version", &[0xff; 5000]] {
+    for useless in [&b""[..], b"pfsrefs\x01 of another version", &[0xff; 5000]] {
         fs::write(cache(&store), useless).unwrap();
         collect_until_remembered(&store, &documents);
         assert_sound(&store);

@@ -36,7 +36,7 @@ pub struct Args {
     /// Keep so many tags, the newest.
     #[arg(long, value_name = "N")]
     keep_last: Option<usize>,
-    /// Keep the tags whose manifest came into the store within this time, as in 12h or 30d.
+    /// Keep the tags that were set within this time, as in 12h or 30d.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     keep_within: Option<Duration>,
     /// Keep the tags that fit; * stands for any characters, ? for one. Alone it lets no tag go.

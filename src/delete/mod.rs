@@ -7,7 +7,7 @@ mod conflict;
 mod parents;
 mod request;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use conflict::Holders;
 
@@ -124,10 +124,14 @@ impl DeletePlan {
         }
         let selectors: Vec<Selector> = same.iter().map(|(selector, _)| selector.clone()).collect();
         let plan = Self::new(store, &selectors, options, now_seconds)?;
-        let expected: HashSet<Digest> = same.iter().map(|(_, digest)| *digest).collect();
-        let asked: HashSet<&Selector> = selectors.iter().collect();
-        let mut targets = plan.targets.iter().filter(|target| asked.contains(&target.selector));
-        match targets.all(|target| expected.contains(&target.digest)) {
+        let decided: HashMap<&Selector, &Digest> = same.iter().map(|(selector, digest)| (selector, digest)).collect();
+        let is_decided = |target: &Target| match (decided.get(&target.selector), &target.selector) {
+            (Some(digest), Selector::Tag(_)) => **digest == target.digest,
+            (Some(digest), Selector::Digest(_)) => **digest == target.digest && target.tags.is_empty(),
+            // A base that goes along was found in the index that was read last.
+            (None, _) => true,
+        };
+        match plan.targets.iter().all(is_decided) {
             true => Ok((Some(plan), moved)),
             false => Err(DeleteError::Changed),
         }
@@ -200,7 +204,7 @@ impl DeletePlan {
         let selectors: Vec<Selector> = self.targets.iter().map(|target| target.selector.clone()).collect();
         let now = request::resolve(index, &selectors, &self.options)?;
         let shape = |targets: &[Target]| -> Vec<_> {
-            targets.iter().map(|target| (target.digest, target.places.len())).collect()
+            targets.iter().map(|target| (target.digest, target.places.len(), target.tags.clone())).collect()
         };
         if shape(&now) == shape(&self.targets) { Ok(now) } else { Err(DeleteError::Changed) }
     }

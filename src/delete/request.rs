@@ -78,14 +78,16 @@ impl<'i> Picks<'i> {
         Self { index, by_tag, by_digest }
     }
 
-    /// Whether a selector stands for this digest and nothing else.
+    /// Whether a selector stands for this digest and nothing else; one that is a digest stands for entries without a name.
     pub(super) fn is_only(&self, selector: &Selector, digest: &Digest) -> bool {
         let is_it = |place: &usize| self.index.entries()[*place].descriptor.digest == DescriptorDigest::Sha256(*digest);
         let places = match selector {
             Selector::Tag(tag) => self.by_tag.get(tag),
             Selector::Digest(_) => self.by_digest.get(digest),
         };
-        places.is_some_and(|places| places.iter().all(is_it))
+        let is_nameless = |place: &usize| !self.index.entries()[*place].named;
+        let is_decided = |place: &usize| is_it(place) && (matches!(selector, Selector::Tag(_)) || is_nameless(place));
+        places.is_some_and(|places| places.iter().all(is_decided))
     }
 
     /// What a selector picks, as [`pick`] does, without a pass over the index for the usual cases.

@@ -83,6 +83,10 @@ pub(super) struct RawDescriptor<'a> {
     digest: Cow<'a, str>,
     #[serde(default)]
     size: u64,
+    #[serde(default)]
+    urls: Option<Vec<serde::de::IgnoredAny>>,
+    #[serde(default)]
+    data: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -100,6 +104,11 @@ impl RawDescriptor<'_> {
 
     pub(super) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Whether the blob may be missing: it can be had elsewhere, or its bytes stand in the descriptor.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.data.is_some() || self.urls.as_ref().is_some_and(|urls| !urls.is_empty())
     }
 
     pub(super) fn digest(&self) -> Result<DescriptorDigest, DigestError> {

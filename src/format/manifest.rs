@@ -6,7 +6,7 @@ use std::{borrow::Cow, fmt};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
+    de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
 use super::{DescriptorDigest, FormatError, index::RawDescriptor};
@@ -36,20 +36,76 @@ pub struct Link {
     pub digest: DescriptorDigest,
     /// The size in bytes, as written there; not to be believed.
     pub size: u64,
+    /// Whether the blob may be missing: the descriptor has `urls`, as foreign layers do, or the bytes themselves as `data`.
+    pub is_elsewhere: bool,
 }
 
-#[derive(Deserialize)]
+#[derive(Default)]
 struct RawManifest<'a> {
-    #[serde(default)]
     manifests: Option<Links>,
-    #[serde(borrow, default)]
     config: Option<RawDescriptor<'a>>,
-    #[serde(default)]
     layers: Option<Links>,
-    #[serde(default)]
     blobs: Option<Links>,
-    #[serde(borrow, default)]
     subject: Option<RawDescriptor<'a>>,
+}
+
+/// The keys of [`RawManifest`].
+const KEYS: [&str; 5] = ["manifests", "config", "layers", "blobs", "subject"];
+
+impl<'de> Deserialize<'de> for RawManifest<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ManifestVisitor)
+    }
+}
+
+struct ManifestVisitor;
+
+impl<'de> Visitor<'de> for ManifestVisitor {
+    type Value = RawManifest<'de>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a manifest or an index")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Self::Value, A::Error> {
+        let mut raw = RawManifest::default();
+        let mut seen = [false; KEYS.len()];
+        while let Some(name) = fields.next_key::<Cow<'de, str>>()? {
+            if let Some(at) = KEYS.iter().position(|key| *key == name)
+                && std::mem::replace(&mut seen[at], true)
+            {
+                return Err(A::Error::custom(format_args!("duplicate field `{name}`")));
+            }
+            match &*name {
+                "manifests" => raw.manifests = fields.next_value()?,
+                "config" => raw.config = fields.next_value()?,
+                "layers" => raw.layers = fields.next_value()?,
+                "blobs" => raw.blobs = fields.next_value()?,
+                "subject" => raw.subject = fields.next_value()?,
+                other => match near_miss(other, &KEYS) {
+                    Some(key) => return Err(A::Error::custom(near_miss_problem(other, key))),
+                    None => drop(fields.next_value::<IgnoredAny>()?),
+                },
+            }
+        }
+        Ok(raw)
+    }
+}
+
+/// The one of these keys that another one differs from in case only, so that Go's decoder takes it for that key.
+pub(super) fn near_miss<'k>(name: &str, keys: &[&'k str]) -> Option<&'k str> {
+    // The two letters outside ASCII that fold to letters in it.
+    let fold = |c: char| match c {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        other => other.to_ascii_lowercase(),
+    };
+    let differs = |key: &str| key != name && name.chars().map(fold).eq(key.chars().map(fold));
+    keys.iter().find(|key| differs(key)).copied()
+}
+
+pub(super) fn near_miss_problem(name: &str, key: &str) -> String {
+    format!("the key {name:?} is {key:?} to some programs and to others not, so it is not known what is needed")
 }
 
 /// A list of descriptors, each examined as it comes.
@@ -79,7 +135,12 @@ impl<'de> Visitor<'de> for LinksVisitor {
         let (mut links, mut at) = (Links::default(), 0);
         while let Some(raw) = list.next_element::<RawDescriptor<'de>>()? {
             match raw.digest() {
-                Ok(digest) => links.kept.push(Link { kind: raw.kind(), digest, size: raw.size() }),
+                Ok(digest) => links.kept.push(Link {
+                    kind: raw.kind(),
+                    digest,
+                    size: raw.size(),
+                    is_elsewhere: raw.is_elsewhere(),
+                }),
                 Err(source) => links.problem = links.problem.or(Some((at, source))),
             }
             at += 1;
@@ -182,7 +243,7 @@ impl ManifestDocument {
 fn link(name: &str, raw: Option<RawDescriptor<'_>>) -> Result<Option<Link>, FormatError> {
     let Some(raw) = raw else { return Ok(None) };
     let digest = raw.digest().map_err(|source| bad_digest(name, 0, source))?;
-    Ok(Some(Link { kind: raw.kind(), digest, size: raw.size() }))
+    Ok(Some(Link { kind: raw.kind(), digest, size: raw.size(), is_elsewhere: raw.is_elsewhere() }))
 }
 
 fn links(name: &str, list: Option<Links>) -> Result<Vec<Link>, FormatError> {

@@ -9,6 +9,7 @@ mod index;
 mod layer;
 mod layer_builder;
 mod manifest;
+mod mentions;
 mod message;
 mod message_writer;
 mod path_name;
@@ -25,6 +26,7 @@ pub use index::{Descriptor, DescriptorDigest, IndexDocument, IndexEntry, Platfor
 pub use layer::{BlobRef, Device, DirEntry, Directory, Inode, Kind, Layer};
 pub use layer_builder::{InodeDraft, KindDraft, LayerBuilder, XattrDraft};
 pub use manifest::{Link, ManifestDocument, references_in_text};
+pub use mentions::{MentionScanner, digests_at_words};
 pub use message::message_length;
 pub use message_writer::MessageSink;
 pub use path_name::{NameError, check_name};

@@ -15,10 +15,26 @@ impl ImageGraph {
         let mut open = nodes.to_vec();
         while let Some(node) = open.pop() {
             if documents.insert(self.digest(self.nodes()[node].blob)) {
-                open.extend_from_slice(&self.nodes()[node].children);
+                // What a blob of unknown meaning mentions is kept by it, and has no name by that.
+                let follows = self.nodes()[node].kind != NodeKind::Opaque;
+                open.extend(self.nodes()[node].children.iter().filter(|_| follows));
             }
         }
         documents
+    }
+
+    /// Whether a document is about one of these, directly or through others that it is about.
+    fn is_about(&self, node: usize, documents: &HashSet<Digest>) -> bool {
+        let (mut open, mut seen) = (self.nodes()[node].subjects.clone(), HashSet::new());
+        while let Some(node) = open.pop() {
+            if documents.contains(&self.digest(self.nodes()[node].blob)) {
+                return true;
+            }
+            if seen.insert(node) {
+                open.extend_from_slice(&self.nodes()[node].subjects);
+            }
+        }
+        false
     }
 }
 
@@ -36,7 +52,7 @@ pub fn dangling(index: &IndexDocument, graph: &ImageGraph, held: &HashSet<Digest
     let is_dangling = |place: usize| {
         let node = nodes[place].filter(|_| !index.entries()[place].named)?;
         let own = graph.documents(&[node]);
-        let about_named = graph.nodes()[node].kind != NodeKind::Index && !own.is_disjoint(&documents);
+        let about_named = graph.is_about(node, &documents);
         let inside = matches!(&index.entries()[place].descriptor.digest,
             DescriptorDigest::Sha256(digest) if documents.contains(digest));
         (!about_named && !inside && own.is_disjoint(held)).then_some(place)

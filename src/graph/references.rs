@@ -51,12 +51,14 @@ pub struct Reference {
 /// In which list of a document a reference stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// `manifests` or `subject`: it may be missing, and the document does not need its blob.
+    /// `manifests`: it may be missing, and the document does not need its blob.
     Child,
     /// `layers`.
     Layer,
     /// `config`, or the `blobs` of an artifact.
     Leaf,
+    /// `subject`: what the document is about. It may be missing, and the document does not need its blob.
+    Subject,
 }
 
 /// Blobs that are needed as they are, in no order; one may stand here several times.
@@ -72,7 +74,7 @@ pub enum Blobs {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct OtherAlgorithm(pub(super) String);
 
-const ROLES: [Role; 3] = [Role::Child, Role::Layer, Role::Leaf];
+const ROLES: [Role; 4] = [Role::Child, Role::Layer, Role::Leaf, Role::Subject];
 const KINDS: [MediaKind; 7] = [
     MediaKind::Index,
     MediaKind::Manifest,
@@ -89,18 +91,28 @@ impl References {
     pub(super) fn of_document(document: &ManifestDocument) -> Result<Self, OtherAlgorithm> {
         let shape = if document.is_index() { Shape::Index } else { Shape::Manifest };
         let (mut links, mut blobs) = (Vec::new(), Vec::new());
-        for link in document.manifests.iter().chain(&document.subject) {
+        let children = document.manifests.iter().map(|link| (Role::Child, link));
+        for (role, link) in children.chain(document.subject.iter().map(|link| (Role::Subject, link))) {
             match &link.digest {
                 DescriptorDigest::Sha256(digest) => {
-                    links.push(Reference { role: Role::Child, kind: link.kind, digest: *digest });
+                    links.push(Reference { role, kind: link.kind, digest: *digest });
                 }
                 DescriptorDigest::Other(text) => return Err(OtherAlgorithm(text.clone())),
             }
         }
         let leaf = |link| (Role::Leaf, link);
         let leaves = document.config.iter().map(leaf).chain(document.layers.iter().map(|link| (Role::Layer, link)));
-        for (role, Link { kind, digest, .. }) in leaves.chain(document.blobs.iter().map(leaf)) {
-            let DescriptorDigest::Sha256(digest) = digest else { continue };
+        for (role, Link { kind, digest, is_elsewhere, .. }) in leaves.chain(document.blobs.iter().map(leaf)) {
+            let digest = match (digest, kind) {
+                (DescriptorDigest::Sha256(digest), _) => digest,
+                (DescriptorDigest::Other(_), MediaKind::Chunk | MediaKind::Leaf | MediaKind::Inodes) => continue,
+                // What it names would have to be known.
+                (DescriptorDigest::Other(text), _) => return Err(OtherAlgorithm(text.clone())),
+            };
+            if *is_elsewhere {
+                links.push(Reference { role: Role::Child, kind: *kind, digest: *digest });
+                continue;
+            }
             match kind {
                 MediaKind::Chunk | MediaKind::Leaf | MediaKind::Inodes => blobs.push(*digest),
                 MediaKind::Rootfs | MediaKind::Index | MediaKind::Manifest | MediaKind::Unknown => {
@@ -160,6 +172,6 @@ mod tests {
                 assert_eq!(Reference::of_code(link.code(), link.digest), Some(link));
             }
         }
-        assert_eq!(Reference::of_code(0x3f, Digest::of(b"x")), None);
+        assert_eq!(Reference::of_code(0x4f, Digest::of(b"x")), None);
     }
 }

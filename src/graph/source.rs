@@ -13,7 +13,9 @@ use std::{
 use super::references::{Blobs, Form, Reference, References, Shape};
 use crate::{
     codec,
-    format::{BlobRef, FormatError, Limits, ManifestDocument, Rootfs, chunks_named_plainly, message_length},
+    format::{
+        BlobRef, FormatError, Limits, ManifestDocument, MentionScanner, Rootfs, chunks_named_plainly, message_length,
+    },
     name::{Digest, MediaKind},
     store::{FileStamp, Store, StoreError},
 };
@@ -40,13 +42,22 @@ pub trait BlobSource {
         self.read(digest, limit).map(|bytes| make(&bytes))
     }
 
-    /// What [`BlobSource::read`] gives, but `None` if the blob does not begin like a JSON object or list.
+    /// What [`BlobSource::read`] gives, but `None` if the blob does not begin like a JSON object or list, or has over `limit`
+    /// bytes.
     fn read_json(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// Whether the blob is as long as a Cap'n Proto message that begins like it would be. A source that would have to read
     /// all of it to tell may say yes.
     fn looks_like_message(&self, _digest: &Digest) -> Result<bool, StoreError> {
         Ok(true)
+    }
+
+    /// The blobs of this source that are mentioned in a blob of unknown meaning: by name, or in what looks like a Cap'n
+    /// Proto message by the bytes of their digests. The default reads the blob as a whole, and knows of no names.
+    fn mentions(&self, digest: &Digest) -> Result<Vec<Digest>, StoreError> {
+        let mut scanner = MentionScanner::default();
+        scanner.feed(&self.read(digest, DOCUMENT_BYTES_MAX)?);
+        Ok(scanner.finish())
     }
 
     /// What a document refers to. The default reads it; a source that remembers may answer from memory, since a document
@@ -187,10 +198,14 @@ impl BlobSource for Store {
     }
 
     fn read_json(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
-        match self.begins_like_json(digest)? {
+        match self.begins_like_json(digest)? && self.blob_start(digest)?.1 <= limit {
             true => self.read_blob(digest, limit).map(Some),
             false => Ok(None),
         }
+    }
+
+    fn mentions(&self, digest: &Digest) -> Result<Vec<Digest>, StoreError> {
+        self.blobs_mentioned_in(digest)
     }
 
     fn looks_like_message(&self, digest: &Digest) -> Result<bool, StoreError> {
@@ -314,6 +329,10 @@ impl BlobSource for Witnessed<'_> {
     fn read_json(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
         self.store.read_json(digest, limit)
     }
+
+    fn mentions(&self, digest: &Digest) -> Result<Vec<Digest>, StoreError> {
+        self.store.mentions(digest)
+    }
 }
 
 /// A store that is read from its disk whatever is remembered of it: for those who look for damage.
@@ -326,6 +345,10 @@ impl BlobSource for Afresh<'_> {
 
     fn read_json(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
         self.0.read_json(digest, limit)
+    }
+
+    fn mentions(&self, digest: &Digest) -> Result<Vec<Digest>, StoreError> {
+        self.0.mentions(digest)
     }
 
     fn looks_like_message(&self, digest: &Digest) -> Result<bool, StoreError> {

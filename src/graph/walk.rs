@@ -16,7 +16,7 @@ use super::{
     source::{DOCUMENT_BYTES_MAX, DocumentProblem},
 };
 use crate::{
-    format::{DescriptorDigest, FormatError, IndexDocument, ManifestDocument, references_in_text},
+    format::{DescriptorDigest, FormatError, IndexDocument, ManifestDocument},
     name::{Digest, MediaKind, Tag},
     store::StoreError,
 };
@@ -126,6 +126,8 @@ pub struct Node {
     pub needs: Vec<u32>,
     /// The nodes that it refers to.
     pub children: Vec<usize>,
+    /// Those of them that it is about.
+    pub subjects: Vec<usize>,
 }
 
 /// Everything that a set of roots needs. Exists only if every root was walked to its leaves.
@@ -233,6 +235,9 @@ struct Walker<'s, S: ?Sized> {
     needed_by: Vec<u32>,
     path: Vec<String>,
     origin: Option<Box<RootOrigin>>,
+    /// Documents that have a subject, by blob number, with the subject: these are walked one after the other, since a chain
+    /// of them may be longer than any nesting.
+    subjects: Vec<(u32, Reference)>,
 }
 
 /// Whether something may be missing from the store.
@@ -255,13 +260,23 @@ impl Presence {
 impl<'s, S: BlobSource + ?Sized> Walker<'s, S> {
     fn new(source: &'s S) -> Self {
         let (graph, path, origin) = (ImageGraph::default(), Vec::new(), None);
-        Self { source, graph, translated: Vec::new(), needed_by: Vec::new(), path, origin }
+        let subjects = Vec::new();
+        Self { source, graph, translated: Vec::new(), needed_by: Vec::new(), path, origin, subjects }
     }
 
     fn enter(&mut self, root: Root) -> Result<(), WalkError> {
         self.path.push(root.origin.to_string());
         self.origin = Some(Box::new(root.origin.clone()));
         let node = self.root(&root)?;
+        while let Some((blob, subject)) = self.subjects.pop() {
+            self.path.push(format!("subject of {}", self.graph.digest(blob).short()));
+            let about = self.node(&subject.digest, subject.kind, Presence::Optional)?;
+            self.path.pop();
+            if let Some(&document) = self.graph.node_of.get(&blob) {
+                self.graph.nodes[document].children.push(about);
+                self.graph.nodes[document].subjects.push(about);
+            }
+        }
         self.path.pop();
         self.graph.roots.push((root, node));
         Ok(())
@@ -304,7 +319,8 @@ impl<'s, S: BlobSource + ?Sized> Walker<'s, S> {
         kind: MediaKind,
         presence: Presence,
     ) -> Result<usize, WalkError> {
-        let mut node = Node { blob, kind: NodeKind::Absent, needs: vec![blob], children: Vec::new() };
+        let mut node =
+            Node { blob, kind: NodeKind::Absent, needs: vec![blob], children: Vec::new(), subjects: Vec::new() };
         let filled = match kind {
             MediaKind::Rootfs => {
                 node.kind = NodeKind::Rootfs;
@@ -319,7 +335,13 @@ impl<'s, S: BlobSource + ?Sized> Walker<'s, S> {
             Err(WalkError { cause: WalkProblem::Store(StoreError::Missing(missing)), .. })
                 if presence == Presence::Optional && missing == *digest =>
             {
-                node = Node { blob, kind: NodeKind::Absent, needs: vec![blob], children: Vec::new() };
+                node = Node {
+                    blob,
+                    kind: NodeKind::Absent,
+                    needs: vec![blob],
+                    children: Vec::new(),
+                    subjects: Vec::new(),
+                };
             }
             filled => filled?,
         }
@@ -344,7 +366,8 @@ impl<'s, S: BlobSource + ?Sized> Walker<'s, S> {
         self.need(&references.blobs, node)?;
         for link in &references.links {
             match (link.role, link.kind) {
-                (Role::Child, _) => self.child(link, node)?,
+                (Role::Child, _) => self.child(link, node, Presence::Optional)?,
+                (Role::Subject, _) => self.subjects.push((node.blob, *link)),
                 (_, MediaKind::Rootfs) => {
                     node.needs.push(self.graph.number(&link.digest));
                     self.path.push(format!("rootfs {}", link.digest.short()));
@@ -353,15 +376,15 @@ impl<'s, S: BlobSource + ?Sized> Walker<'s, S> {
                 }
                 _ => {
                     node.needs.push(self.graph.number(&link.digest));
-                    self.child(link, node)?;
+                    self.child(link, node, Presence::Demanded)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn child(&mut self, link: &Reference, node: &mut Node) -> Result<(), WalkError> {
-        let child = self.node(&link.digest, link.kind, Presence::Optional)?;
+    fn child(&mut self, link: &Reference, node: &mut Node, presence: Presence) -> Result<(), WalkError> {
+        let child = self.node(&link.digest, link.kind, presence)?;
         node.children.push(child);
         Ok(())
     }
@@ -419,20 +442,25 @@ impl<'s, S: BlobSource + ?Sized> Walker<'s, S> {
         }
     }
 
-    /// A blob of unknown meaning: kept, and if it is JSON, all digests in it are references to such blobs.
+    /// A blob of unknown meaning: kept, with all blobs that it mentions. What it mentions and is not there is not missing.
     fn opaque(&mut self, digest: &Digest, node: &mut Node) -> Result<(), WalkError> {
         node.kind = NodeKind::Opaque;
         let text = self.source.read_json(digest, DOCUMENT_BYTES_MAX);
-        let Some(text) = text.map_err(|cause| self.fail(WalkProblem::Store(cause)))? else {
-            return self.perhaps_rootfs(digest, node);
-        };
-        if let Ok(document) = ManifestDocument::parse(&text) {
-            let references = References::of_document(&document);
-            let references = references.map_err(|other| self.fail(WalkProblem::Algorithm(other.0)))?;
-            self.follow(&references, node)?;
+        match text.map_err(|cause| self.fail(WalkProblem::Store(cause)))? {
+            None => self.perhaps_rootfs(digest, node)?,
+            Some(text) => {
+                if let Ok(document) = ManifestDocument::parse(&text) {
+                    let references = References::of_document(&document);
+                    let references = references.map_err(|other| self.fail(WalkProblem::Algorithm(other.0)))?;
+                    self.follow(&references, node)?;
+                }
+            }
         }
-        for found in references_in_text(&text) {
-            node.needs.push(self.graph.number(&found));
+        // A rootfs that can be decoded mentions nothing but what has been found.
+        if node.kind == NodeKind::Rootfs {
+            return Ok(());
+        }
+        for found in self.source.mentions(digest).map_err(|cause| self.fail(WalkProblem::Store(cause)))? {
             if found != *digest {
                 let child = self.node(&found, MediaKind::Unknown, Presence::Optional)?;
                 node.children.push(child);

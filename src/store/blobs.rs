@@ -8,6 +8,7 @@ use std::{
     thread,
 };
 
+use hashbrown::HashSet;
 use rustix::fs::{FileType, Statx};
 use sha2::Digest as _;
 
@@ -17,7 +18,10 @@ use super::{
     error::At,
     pages::BlobBytes,
 };
-use crate::name::Digest;
+use crate::{
+    format::{MentionScanner, digests_at_words, message_length},
+    name::Digest,
+};
 
 /// What the filesystem says of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,6 +192,58 @@ impl Store {
         };
         let bytes = read(&file, limit).at("read blob", self.blobs.join(&name))?;
         Ok((bytes.ok_or_else(|| StoreError::Damaged { digest: *digest, problem: over(limit) })?, stamp))
+    }
+
+    /// The blobs of this store, in place or in quarantine, that are mentioned in a blob of unknown meaning: its text has
+    /// their names, or it is a Cap'n Proto message with the bytes of their digests. It is read as a stream.
+    pub fn blobs_mentioned_in(&self, digest: &Digest) -> Result<Vec<Digest>, StoreError> {
+        let (start, len) = self.blob_start(digest)?;
+        let is_message = message_length(&start) == Some(len);
+        let file = self.open_blob(digest)?;
+        let (mut scanner, mut words, mut in_message) = (MentionScanner::default(), Vec::new(), HashSet::new());
+        for_each_part(&file, 0..=u64::MAX, &mut vec![0; HASH_BUFFER_BYTES], &mut |part| {
+            scanner.feed(part);
+            if is_message {
+                words.extend_from_slice(part);
+                in_message.extend(digests_at_words(&words).filter(|digest| self.is_stored(digest)));
+                // What may begin a digest that the next part ends.
+                let whole = words.len() / 8 * 8;
+                words.drain(..whole.saturating_sub(24));
+            }
+        })
+        .at("read blob", self.blobs.join(&digest.to_string()))?;
+        let named = scanner.finish().into_iter().filter(|digest| self.open_blob(digest).is_ok());
+        let set_aside = match is_message {
+            true => self.quarantined_in_message(&file)?,
+            false => Vec::new(),
+        };
+        in_message.extend(named.chain(set_aside));
+        in_message.remove(digest);
+        let mut mentioned: Vec<Digest> = in_message.into_iter().collect();
+        mentioned.sort_unstable();
+        Ok(mentioned)
+    }
+
+    fn is_stored(&self, digest: &Digest) -> bool {
+        self.blobs.stat(&digest.to_string()).is_ok_and(|stat| stat.is_some())
+    }
+
+    /// The blobs in quarantine whose digests are among the words of a message.
+    fn quarantined_in_message(&self, file: &File) -> Result<Vec<Digest>, StoreError> {
+        let quarantined: HashSet<Digest> = self.quarantined()?.into_iter().map(|blob| blob.digest).collect();
+        if quarantined.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut found = Vec::new();
+        let mut words = Vec::new();
+        for_each_part(file, 0..=u64::MAX, &mut vec![0; HASH_BUFFER_BYTES], &mut |part| {
+            words.extend_from_slice(part);
+            found.extend(digests_at_words(&words).filter(|digest| quarantined.contains(digest)));
+            let whole = words.len() / 8 * 8;
+            words.drain(..whole.saturating_sub(24));
+        })
+        .at("read", self.blobs.path())?;
+        Ok(found)
     }
 
     /// Whether a blob begins like a JSON object or list, white space aside.
