@@ -208,6 +208,7 @@ fn reason(row: &PruneRow) -> String {
         PruneVerdict::Keep(KeepReason::Tag(glob)) => format!("--keep-tag {glob}"),
         PruneVerdict::Keep(KeepReason::Last) => "--keep-last".into(),
         PruneVerdict::Keep(KeepReason::Within) => "--keep-within".into(),
+        PruneVerdict::Keep(KeepReason::SetMeanwhile) => "its tag was set after this run had begun".into(),
         PruneVerdict::Keep(KeepReason::NoRule) => "no rule asks for tags to go".into(),
         PruneVerdict::Keep(KeepReason::Enough) => "enough is freed without it".into(),
         PruneVerdict::Keep(KeepReason::FreesNothing) => "it frees nothing unless others go too, and they stay".into(),

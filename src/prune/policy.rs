@@ -41,6 +41,8 @@ pub enum KeepReason {
     Last,
     /// It is not old enough.
     Within,
+    /// Its tag was set after the run had begun.
+    SetMeanwhile,
     /// No rule asks for any tag to go.
     NoRule,
     /// Enough falls free without it.
@@ -93,6 +95,7 @@ impl PrunePolicy {
             () if glob.is_some() => Keep(KeepReason::Tag(glob.cloned().expect("it was just found"))),
             () if self.keep_last.is_some_and(|last| rank < last) => Keep(KeepReason::Last),
             () if self.is_within(entry, now_seconds) => Keep(KeepReason::Within),
+            () if entry.created_seconds.is_some_and(|set| set > now_seconds) => Keep(KeepReason::SetMeanwhile),
             () if self.free_bytes.is_some() => Keep(KeepReason::Enough),
             () if self.keep_last.is_some() || self.keep_within_seconds.is_some() => Go(GoReason::NotKept),
             () => Keep(KeepReason::NoRule),
