@@ -107,7 +107,10 @@ fn executable_by_all(program: &Path, place: &Path) -> PathBuf {
     }
     let copy = place.join(program.file_name().unwrap());
     if !copy.exists() {
-        fs::copy(program, &copy).unwrap();
+        // A link where that goes: a copy that another thread's child has open for writing cannot be executed.
+        if fs::hard_link(program, &copy).is_err() {
+            fs::copy(program, &copy).unwrap();
+        }
         fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
     }
     copy

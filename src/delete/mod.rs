@@ -178,23 +178,22 @@ impl DeletePlan {
     /// Takes the names away, if everything is still as it was decided on, leases included: mounting waits for the lock. What
     /// was found before the lock is taken holds under it if index, leases and pins are the same.
     fn untag(&self, store: &Store, now_seconds: i64) -> Result<(), DeleteError> {
-        let mut checked: Option<(Digest, Vec<LeaseState>, Vec<Pin>, Vec<usize>)> = None;
+        let mut checked: Option<Checked> = None;
         store.remove_entries(|index| {
             let leases = store.leases()?;
             let pins: Vec<Pin> = store.pins()?.into_iter().filter(|pin| !pin.is_over(now_seconds)).collect();
-            if let Some((digest, before, pinned, places)) = &checked
-                && *digest == index.digest()
-                && *before == leases
-                && *pinned == pins
-            {
-                return Ok(places.clone());
+            let same = |checked: &&Checked| {
+                checked.index == index.digest() && checked.leases == leases && checked.pins == pins
+            };
+            if let Some(checked) = checked.as_ref().filter(same) {
+                return Ok(checked.places.clone());
             }
             let targets = self.same_targets(index.document())?;
             let places = places_of(&targets);
             let stays = conflict::digests_without(index.document(), &places);
             let holders = Holders { stays: &stays, graph: self.graph.as_ref(), leases: &leases, pins: &pins };
             conflict::check(&targets, &holders, &self.options)?;
-            checked = Some((index.digest(), leases, pins, places.clone()));
+            checked = Some(Checked { index: index.digest(), leases, pins, places: places.clone() });
             Ok(places)
         })
     }
@@ -235,6 +234,14 @@ impl DeletePlan {
         facts.release(&self.scope, self.read_nanoseconds);
         Ok(facts)
     }
+}
+
+/// What was looked at when the conflicts were checked, and the places of the entries that may go then.
+struct Checked {
+    index: Digest,
+    leases: Vec<LeaseState>,
+    pins: Vec<Pin>,
+    places: Vec<usize>,
 }
 
 fn places_of(targets: &[Target]) -> Vec<usize> {

@@ -66,7 +66,8 @@ pub(super) struct Picks<'i> {
 
 impl<'i> Picks<'i> {
     pub(super) fn of(index: &'i IndexDocument) -> Self {
-        let (mut by_tag, mut by_digest): (HashMap<&Tag, Vec<usize>>, HashMap<Digest, Vec<usize>>) = Default::default();
+        let mut by_tag: HashMap<&Tag, Vec<usize>> = HashMap::new();
+        let mut by_digest: HashMap<Digest, Vec<usize>> = HashMap::new();
         for (place, entry) in index.entries().iter().enumerate() {
             if let Some(tag) = &entry.tag {
                 by_tag.entry(tag).or_default().push(place);

@@ -68,7 +68,7 @@ impl MentionScanner {
 
 /// Every 32 bytes at a word of a Cap'n Proto message, whose blobs of bytes begin at words: digests, if there are such blobs.
 pub fn digests_at_words(message: &[u8]) -> impl Iterator<Item = Digest> {
-    message.windows(32).step_by(8).filter_map(|bytes| Digest::from_bytes(bytes))
+    message.windows(32).step_by(8).filter_map(Digest::from_bytes)
 }
 
 #[cfg(test)]
