@@ -64,10 +64,11 @@ pub fn run(context: &Context, args: Args) -> Ending {
 }
 
 fn prune(context: &Context, args: &Args) -> Ending {
+    let begun_nanoseconds = i64::try_from(jiff::Timestamp::now().as_nanosecond()).ok();
     let store = context.open(args.store.as_ref())?;
     let watch = context.progress(args.json);
     let now = context.now_seconds();
-    let decided = plan(&store, &policy(args), now, &watch)?;
+    let decided = plan(&store, &PrunePolicy { begun_nanoseconds, ..policy(args) }, now, &watch)?;
     let decisions = decided.decisions();
     let (delete, moved) = DeletePlan::of_decisions(&store, &decisions, DeleteOptions::default(), now)?;
     if !moved.is_empty() {
@@ -111,6 +112,7 @@ fn policy(args: &Args) -> PrunePolicy {
         keep_within_seconds: args.keep_within.map(|within| within.as_secs()),
         keep_tags: args.keep_tag.clone(),
         free_bytes: args.free.map(|size| size.0),
+        begun_nanoseconds: None,
     }
 }
 

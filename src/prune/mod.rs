@@ -129,6 +129,7 @@ fn entries(store: &Store, facts: &Facts, index: &IndexDocument, now_seconds: i64
             created_seconds: times
                 .of(entry)
                 .or_else(|| own.and_then(|own| facts.inventory.get(&own)).map(|stat| stat.made_seconds)),
+            set_nanoseconds: times.nanoseconds_of(entry),
             is_dangling: dangling.binary_search(&place).is_ok(),
             is_mounted: !family.is_disjoint(&holds.mounted) || holds.is_served(facts, &family),
             is_pinned: !family.is_disjoint(&holds.pinned),

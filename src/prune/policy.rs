@@ -11,6 +11,8 @@ pub struct PrunePolicy {
     pub keep_within_seconds: Option<u64>,
     /// Keep the tags that fit one of these.
     pub keep_tags: Vec<Glob>,
+    /// Keep the tags that were set after this time, in nanoseconds since 1970: when the run began.
+    pub begun_nanoseconds: Option<i64>,
     /// Of those that no rule keeps, let go only as many as it takes to free so many bytes.
     pub free_bytes: Option<u64>,
 }
@@ -68,6 +70,7 @@ pub(super) struct Entry {
     pub digest: String,
     pub node: usize,
     pub created_seconds: Option<i64>,
+    pub set_nanoseconds: Option<i64>,
     pub is_dangling: bool,
     pub is_mounted: bool,
     pub is_pinned: bool,
@@ -95,7 +98,9 @@ impl PrunePolicy {
             () if glob.is_some() => Keep(KeepReason::Tag(glob.cloned().expect("it was just found"))),
             () if self.keep_last.is_some_and(|last| rank < last) => Keep(KeepReason::Last),
             () if self.is_within(entry, now_seconds) => Keep(KeepReason::Within),
-            () if entry.created_seconds.is_some_and(|set| set > now_seconds) => Keep(KeepReason::SetMeanwhile),
+            () if entry.set_nanoseconds > self.begun_nanoseconds.or(entry.set_nanoseconds) => {
+                Keep(KeepReason::SetMeanwhile)
+            }
             () if self.free_bytes.is_some() => Keep(KeepReason::Enough),
             () if self.keep_last.is_some() || self.keep_within_seconds.is_some() => Go(GoReason::NotKept),
             () => Keep(KeepReason::NoRule),
@@ -129,6 +134,7 @@ mod tests {
             digest: String::new(),
             node: 0,
             created_seconds: Some(created),
+            set_nanoseconds: Some(created * 1_000_000_000),
             is_dangling: tag.is_empty(),
             is_mounted: tag == "mounted",
             is_pinned: tag == "pinned",
@@ -161,6 +167,8 @@ mod tests {
         let within = |seconds| PrunePolicy { keep_within_seconds: Some(seconds), ..PrunePolicy::default() };
         assert_eq!(going(&within(99)), ["<none>", "app-1", "app-2"]);
         assert_eq!(going(&within(100)), ["<none>", "app-1"]);
+        let begun = PrunePolicy { begun_nanoseconds: Some(850_000_000_000), ..last(0) };
+        assert_eq!(going(&begun), ["<none>", "app-1"], "what was set after the run had begun stays");
         let tags = PrunePolicy { keep_tags: vec!["*-2".parse().unwrap()], ..last(0) };
         assert_eq!(going(&tags), ["<none>", "app-1"]);
     }

@@ -107,7 +107,7 @@ impl Store {
 /// When the entries of an index were set.
 #[derive(Debug, Default)]
 pub struct TagTimes {
-    seconds: HashMap<Key, i64>,
+    nanoseconds: HashMap<Key, i64>,
 }
 
 /// A tag and what it stands for.
@@ -121,7 +121,12 @@ impl TagTimes {
     /// the index for the first time. Where the log does not reach back to that, the oldest note is taken, so that no tag
     /// seems older than it is known to be.
     pub fn of(&self, entry: &IndexEntry) -> Option<i64> {
-        self.seconds.get(&key(entry)).copied()
+        self.nanoseconds_of(entry).map(|nanoseconds| nanoseconds / 1_000_000_000)
+    }
+
+    /// The same in nanoseconds.
+    pub fn nanoseconds_of(&self, entry: &IndexEntry) -> Option<i64> {
+        self.nanoseconds.get(&key(entry)).copied()
     }
 }
 
@@ -133,7 +138,7 @@ impl Store {
     /// When each entry of the index was set, as the log tells: the time of the first of the texts since which it has been
     /// there without a break. Linear in the bytes of the notes, of which at most 64 MiB are read.
     pub fn tag_times(&self, index: &IndexDocument) -> Result<TagTimes, StoreError> {
-        let written = self.root.stat(INDEX)?.map_or(0, |stat| stat.stx_mtime.tv_sec);
+        let written = self.root.stat(INDEX)?.map_or(0, |stat| nanoseconds(&stat.stx_mtime));
         let (mut open, mut later, mut bytes) = (index.entries().iter().map(key).collect::<HashSet<_>>(), written, 0);
         let (mut times, mut reaches_back) = (TagTimes::default(), self.log_reaches_back()?);
         for note in self.index_notes()? {
@@ -147,14 +152,14 @@ impl Store {
             open.retain(|key| {
                 let stays = present.contains(key);
                 if !stays {
-                    times.seconds.insert(key.clone(), later);
+                    times.nanoseconds.insert(key.clone(), later);
                 }
                 stays
             });
-            later = note.written_nanoseconds / 1_000_000_000;
+            later = note.written_nanoseconds;
         }
         if !reaches_back {
-            times.seconds.extend(open.into_iter().map(|key| (key, later)));
+            times.nanoseconds.extend(open.into_iter().map(|key| (key, later)));
         }
         Ok(times)
     }
