@@ -457,3 +457,26 @@ fn what_is_freed_waits_where_blobs_of_no_image_may_be_an_upload() {
     assert!(store.blobs().contains(&orphan));
     assert_sound(&store);
 }
+
+/// What is held comes back; what is not is said to be final.
+#[test]
+fn a_held_delete_can_be_undone_and_another_says_it_is_final() {
+    let store = common::empty();
+    for tag in ["one", "two"] {
+        store.build(tag, &[("file", &common::noise(tag.len() as u64 + u64::from(tag.as_bytes()[0]), 50_000))]);
+    }
+    let image = |tag: &str| format!("{}:{tag}", store.path.display());
+    let held = common::pfs(&["delete", "--hold", "7d", &image("one")]);
+    assert!(common::stdout(&held).contains("in quarantine for 7 d"), "{}", common::stdout(&held));
+    let collected = common::pfs(&["gc", "--min-age", "0", store.path.to_str().unwrap()]);
+    assert!(collected.status.success(), "{}", common::stderr(&collected));
+    let undone = common::pfs(&["undo", &image("one")]);
+    assert!(undone.status.success(), "{}", common::stderr(&undone));
+    store.read_back("one");
+    let last = common::pfs(&["delete", &image("two")]);
+    assert!(common::stdout(&last).contains("this is final"), "{}", common::stdout(&last));
+    let naked = common::pfs(&["delete", "--hold", "7", &image("one")]);
+    assert_eq!(naked.status.code(), Some(2));
+    assert!(common::stderr(&naked).contains("7 needs a unit"), "{}", common::stderr(&naked));
+    common::assert_sound(&store);
+}

@@ -4,14 +4,16 @@ use std::fmt::Write;
 
 use pfs::{
     delete::{Conflict, DeleteError, DeleteOptions, DeletePlan, DeleteReport, KeptBytes, Target},
-    store::Store,
+    gc::Hold,
+    store::{ProcessEvidence, Store},
 };
 use serde_json::json;
 
 use super::{
     Context, Ending,
     failure::{Failure, Kind},
-    output::{bytes, count, print, print_json, unreadable_line},
+    gc::hold,
+    output::{age, bytes, count, print, print_json, unreadable_line},
 };
 
 /// Delete images: remove their tags and free what nothing else needs.
@@ -19,7 +21,7 @@ use super::{
 /// A mounted image is refused; --force removes its tag now and leaves its content until the mount ends.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  pfs delete /srv/oci:app\n  pfs delete -n /srv/oci:app\n  pfs rm /srv/oci:old /srv/oci:older\n  pfs delete --force /srv/oci:app"
+    after_help = "Examples:\n  pfs delete /srv/oci:app\n  pfs delete -n /srv/oci:app\n  pfs rm /srv/oci:old /srv/oci:older\n  pfs delete --force /srv/oci:app\n  pfs delete --hold 7d /srv/oci:app"
 )]
 pub struct Args {
     /// The images, all of one store.
@@ -41,6 +43,10 @@ pub struct Args {
     /// Remove the tags only; pfs gc frees their content later.
     #[arg(long)]
     keep_blobs: bool,
+    /// How long what falls free waits in quarantine, where pfs undo finds it: auto (not at all, or a day if there is evidence
+    /// of another writer), or a duration, as in 7d. 0 frees it at once.
+    #[arg(long, value_name = "AGE", default_value = "auto", env = "PFS_HOLD", value_parser = hold)]
+    hold: Hold,
     /// One JSON document.
     #[arg(long)]
     json: bool,
@@ -55,7 +61,7 @@ fn delete(context: &Context, args: &Args) -> Ending {
     let store = Store::open(&path)?;
     let watch = context.progress(args.json);
     let (force, all) = (args.force, args.all);
-    let options = DeleteOptions { force, all, keep_blobs: args.keep_blobs, no_prune: args.no_prune };
+    let options = DeleteOptions { force, all, keep_blobs: args.keep_blobs, no_prune: args.no_prune, hold: args.hold };
     let selectors: Vec<_> = references.into_iter().map(|reference| reference.selector).collect();
     let now = context.now_seconds();
     let plan = DeletePlan::new(&store, &selectors, options, now).map_err(|error| failure(error, args))?;
@@ -68,11 +74,15 @@ fn delete(context: &Context, args: &Args) -> Ending {
             (outcome.held_bytes, outcome.held_blobs) = (freed.quarantine_bytes(), summary.condemned);
             outcome.evidence = freed.evidence().iter().map(ToString::to_string).collect();
             outcome.unreadable = freed.marks().processes.unreadable;
+            outcome.hidden = hidden(&freed.marks().processes, args);
+            outcome.held_seconds = freed.hold_seconds();
             outcome.kept = kept;
         }
         outcome
     } else {
-        Outcome::of(plan.apply(&store, now, &watch).map_err(|error| failure(error, args))?)
+        let mut outcome = Outcome::of(plan.apply(&store, now, &watch).map_err(|error| failure(error, args))?);
+        outcome.hidden = outcome.hidden.filter(|_| args.hold != Hold::Seconds(0));
+        outcome
     };
     watch.finish();
     match args.json {
@@ -106,8 +116,15 @@ struct Outcome {
     held_bytes: u64,
     held_blobs: u64,
     evidence: Vec<String>,
+    held_seconds: u64,
+    hidden: Option<String>,
     unreadable: u64,
     kept: Vec<KeptBytes>,
+}
+
+/// Why nothing is freed although nothing that can be seen needs it.
+fn hidden(processes: &ProcessEvidence, args: &Args) -> Option<String> {
+    processes.hidden.clone().filter(|_| args.hold != Hold::Seconds(0))
 }
 
 impl Outcome {
@@ -120,6 +137,8 @@ impl Outcome {
             held_bytes: report.freed.held_bytes,
             held_blobs: report.freed.held.len() as u64,
             evidence: report.evidence.iter().map(ToString::to_string).collect(),
+            held_seconds: report.freed.held_seconds,
+            hidden: report.hidden,
             unreadable: report.unreadable,
             kept: report.kept,
         }
@@ -140,16 +159,34 @@ impl Outcome {
         let _ = writeln!(text, "{freed} {} in {}", bytes(self.bytes), count(self.blobs, "blob"));
         if self.held_blobs > 0 {
             let (number, size) = (count(self.held_blobs, "blob"), bytes(self.held_bytes));
-            let _ = writeln!(text, "in quarantine for a day: {size} in {number} (pfs gc --now frees them), because");
+            let time = match self.held_seconds {
+                86_400 => "a day".into(),
+                seconds => age(i64::try_from(seconds).unwrap_or(i64::MAX)),
+            };
+            let because = if self.evidence.is_empty() { "" } else { ", because" };
+            let _ = writeln!(text, "in quarantine for {time}: {size} in {number} (pfs gc --now frees them){because}");
             for evidence in &self.evidence {
                 let _ = writeln!(text, "  {evidence}");
             }
         }
+        if let Some(why) = &self.hidden {
+            let _ = writeln!(text, "kept what fell free: {why} (pfs gc --now frees it all the same)");
+        }
+        text += self.way_back();
         text += &unreadable_line(self.unreadable);
         for kept in &self.kept {
             let _ = writeln!(text, "kept {}: needed by {}", bytes(kept.bytes), kept.by);
         }
         text
+    }
+
+    /// Whether `undo` can still help, where somebody may count on it.
+    fn way_back(&self) -> &'static str {
+        match (self.dry_run, self.blobs, self.held_blobs) {
+            (false, 1.., 0) => "this is final: pfs undo cannot bring it back; --hold 7d would keep it for a week\n",
+            (false, _, 1..) => "pfs undo brings it back until then\n",
+            _ => "",
+        }
     }
 
     fn document(&self, store: &Store) -> serde_json::Value {

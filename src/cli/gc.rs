@@ -62,7 +62,8 @@ pub struct Args {
     json: bool,
 }
 
-fn hold(text: &str) -> Result<Hold, String> {
+/// `auto`, or a duration.
+pub fn hold(text: &str) -> Result<Hold, String> {
     match text {
         "auto" => Ok(Hold::Auto),
         _ => Ok(Hold::Seconds(duration(text)?.as_secs())),
@@ -214,12 +215,14 @@ struct PlanView {
     summary: GcSummary,
     holders: HashMap<String, String>,
     hold: String,
+    hidden: String,
 }
 
 impl PlanView {
     fn new(plan: &GcPlan, leases: &[LeaseState]) -> Self {
         let holders = leases.iter().filter_map(|lease| Some((lease.id.clone(), holder(lease)?))).collect();
-        Self { summary: plan.summary(), holders, hold: hold_lines(plan) }
+        let hidden = plan.marks().processes.hidden.clone().unwrap_or_default();
+        Self { summary: plan.summary(), holders, hold: hold_lines(plan), hidden }
     }
 
     /// Why something stays that a person might wonder about.
@@ -242,6 +245,10 @@ impl PlanView {
             let (number, size) = (count(summary.waiting.0, "blob"), bytes(summary.waiting.1));
             let left = age(i64::try_from(summary.waiting_seconds.unwrap_or(0)).unwrap_or(i64::MAX));
             let _ = writeln!(text, "in quarantine: {size} in {number}: the first may go in {left} (--now frees them)");
+        }
+        if summary.hidden.0 > 0 {
+            let (number, size) = (count(summary.hidden.0, "blob"), bytes(summary.hidden.1));
+            let _ = writeln!(text, "kept: {size} in {number}: {} (--now frees them all the same)", self.hidden);
         }
         if summary.over_limit.0 > 0 {
             let (number, size) = (count(summary.over_limit.0, "blob"), bytes(summary.over_limit.1));
@@ -319,6 +326,7 @@ impl PlanView {
             "condemned": blobs,
             "needed": pair(self.summary.needed),
             "young": pair(self.summary.young),
+            "hidden": pair(self.summary.hidden),
             "over_limit": pair(self.summary.over_limit),
             "waiting": pair(self.summary.waiting),
             "hold_seconds": plan.hold_seconds(),

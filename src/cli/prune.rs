@@ -9,6 +9,7 @@ use std::{
 
 use pfs::{
     delete::{DeleteOptions, DeletePlan},
+    gc::Hold,
     name::{ByteCount, Glob},
     prune::{GoReason, KeepReason, PrunePlan, PrunePolicy, PruneRow, PruneVerdict, plan},
     store::Store,
@@ -17,7 +18,7 @@ use serde_json::json;
 
 use super::{
     Context, Ending, Failure,
-    gc::duration,
+    gc::{duration, hold},
     output::{age, bytes, count, print, print_json, table, timestamp},
 };
 
@@ -54,6 +55,10 @@ pub struct Args {
     /// Do not ask. Needed where stdin is no terminal.
     #[arg(short, long)]
     yes: bool,
+    /// How long what falls free waits in quarantine, where pfs undo finds it: auto (not at all, or a day if there is evidence
+    /// of another writer), or a duration, as in 7d.
+    #[arg(long, value_name = "AGE", default_value = "auto", env = "PFS_HOLD", value_parser = hold)]
+    hold: Hold,
     /// One JSON document.
     #[arg(long)]
     json: bool,
@@ -70,7 +75,12 @@ fn prune(context: &Context, args: &Args) -> Ending {
     let now = context.now_seconds();
     let decided = plan(&store, &PrunePolicy { begun_nanoseconds, ..policy(args) }, now, &watch)?;
     let decisions = decided.decisions();
-    let (delete, moved) = DeletePlan::of_decisions(&store, &decisions, DeleteOptions::default(), now)?;
+    let (delete, moved) = DeletePlan::of_decisions(
+        &store,
+        &decisions,
+        DeleteOptions { hold: args.hold, ..DeleteOptions::default() },
+        now,
+    )?;
     if !moved.is_empty() {
         let names: Vec<_> = moved.iter().map(ToString::to_string).collect();
         let problem = format!("{} changed while the images were looked at; nothing was removed", names.join(", "));

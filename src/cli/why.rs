@@ -121,7 +121,7 @@ fn fate(found: &Why) -> String {
     match &found.verdict {
         None => "it is not in the store".into(),
         Some(Verdict::Keep(KeepReason::Needed)) => "kept: an image needs it".into(),
-        Some(Verdict::Keep(KeepReason::LimitReached) | Verdict::Condemn) => {
+        Some(Verdict::Keep(KeepReason::LimitReached | KeepReason::Hidden) | Verdict::Condemn) => {
             "kept by nothing: the next gc frees it".into()
         }
         Some(Verdict::Held(holders)) if holders.contains(&Holder::Build) => {
@@ -145,7 +145,7 @@ fn word(found: &Why) -> &'static str {
         _ if found.unknown.is_some() => "unknown",
         None => "missing",
         Some(Verdict::Keep(KeepReason::Needed)) => "needed",
-        Some(Verdict::Keep(KeepReason::LimitReached) | Verdict::Condemn) => "garbage",
+        Some(Verdict::Keep(KeepReason::LimitReached | KeepReason::Hidden) | Verdict::Condemn) => "garbage",
         Some(Verdict::Held(_)) => "held",
         Some(Verdict::Young(_)) => "young",
         Some(Verdict::Restore) => "needed-in-quarantine",

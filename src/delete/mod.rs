@@ -49,6 +49,8 @@ pub struct DeleteReport {
     pub evidence: Vec<Evidence>,
     /// How many processes could not be looked into.
     pub unreadable: u64,
+    /// Why a mount may exist that cannot be seen, so that nothing was freed.
+    pub hidden: Option<String>,
 }
 
 /// Bytes of a deleted image that stay.
@@ -152,7 +154,7 @@ impl DeletePlan {
         let roots = Roots::Supposed { index: &self.edited, unpinned: &self.unpinned };
         let facts = self.facts(store, roots, now_seconds, watch)?;
         let kept = kept(&facts.marks.graph, &self.scope, &facts);
-        Ok((gc::plan(facts, Policy::default(), now_seconds), kept))
+        Ok((gc::plan(facts, self.policy(), now_seconds), kept))
     }
 
     /// Untags, then frees what nothing else needs.
@@ -167,6 +169,7 @@ impl DeletePlan {
             kept: Vec::new(),
             evidence: Vec::new(),
             unreadable: 0,
+            hidden: None,
         };
         if !self.options.keep_blobs {
             self.free(store, now_seconds, watch, &mut report).map_err(DeleteError::UntaggedOnly)?;
@@ -217,14 +220,19 @@ impl DeletePlan {
     ) -> Result<(), GcError> {
         let facts = self.facts(store, Roots::Current, now_seconds, watch)?;
         report.kept = kept(&facts.marks.graph, &self.scope, &facts);
-        let plan = gc::plan(facts, Policy::default(), now_seconds);
+        let plan = gc::plan(facts, self.policy(), now_seconds);
         report.evidence = plan.evidence().to_vec();
         report.unreadable = plan.marks().processes.unreadable;
+        report.hidden.clone_from(&plan.marks().processes.hidden);
         report.freed = gc::apply(plan, store, now_seconds, watch)?;
         if report.evidence.is_empty() {
             report.evidence.clone_from(&report.freed.evidence);
         }
         Ok(())
+    }
+
+    fn policy(&self) -> Policy {
+        Policy { hold: self.options.hold, ..Policy::default() }
     }
 
     /// What a plan needs that frees what was deleted. That was published once, so nobody is still uploading it.

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::Conflict;
 use crate::{
     format::{DescriptorDigest, IndexDocument},
-    gc::GcError,
+    gc::{GcError, Hold},
     graph::{ImageError, pick},
     name::{Digest, Selector, Tag},
 };
@@ -21,6 +21,8 @@ pub struct DeleteOptions {
     pub keep_blobs: bool,
     /// Base images without a name that only a deleted one was built on stay.
     pub no_prune: bool,
+    /// How long what falls free waits in quarantine, from where `undo` brings it back.
+    pub hold: Hold,
 }
 
 /// Why nothing, or not all, was deleted.

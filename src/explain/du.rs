@@ -218,7 +218,7 @@ impl Known<'_> {
         };
         let class = |verdict: &Verdict, digest: &Digest| match verdict {
             Verdict::Keep(KeepReason::Needed) => Some(by_entries(digest)),
-            Verdict::Keep(KeepReason::LimitReached) | Verdict::Condemn => Some(Class::Garbage),
+            Verdict::Keep(KeepReason::LimitReached | KeepReason::Hidden) | Verdict::Condemn => Some(Class::Garbage),
             Verdict::Held(_) => Some(Class::Held),
             Verdict::Young(_) => Some(Class::Young),
             Verdict::Restore | Verdict::Wait(_) | Verdict::Purge => None,

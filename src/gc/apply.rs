@@ -44,7 +44,8 @@ pub fn apply(plan: GcPlan, store: &Store, now_seconds: i64, watch: &dyn Observer
     };
     store.restore_lost_indexes()?;
     check_clock(store, now_seconds)?;
-    let mut run = Run { store, watch, now_seconds, marks: plan.marks, remarks: 0, report: GcReport::default() };
+    let mut run =
+        Run { store, watch, now_seconds, marks: plan.marks, remarks: 0, is_hidden: false, report: GcReport::default() };
     run.heal()?;
     run.remove_stale_pins(&plan.stale_pins.manifests)?;
     let (condemned, in_quarantine): (Vec<_>, Vec<_>) = plan
@@ -56,13 +57,15 @@ pub fn apply(plan: GcPlan, store: &Store, now_seconds: i64, watch: &dyn Observer
         in_quarantine.into_iter().filter_map(|blob| blob.quarantined).map(|blob| *blob).collect();
     let (epoch, moved) = run.condemn(&condemned, plan.hold_seconds)?;
     match run.hold_seconds(plan.hold, plan.hold_seconds)? {
+        _ if run.is_hidden => run.put_back(&moved)?,
         0 => quarantined.extend(moved),
         seconds => {
+            run.report.held_seconds = seconds;
             let held = run.put_off(&epoch, moved, plan.hold_seconds, seconds)?;
             run.hold(held)?;
         }
     }
-    let may_free = plan.waits == waits(plan.hold, &run.report.evidence) || plan.waits == Waits::Not;
+    let may_free = plan.waits == waits(plan.hold, &run.report.evidence, run.is_hidden) || plan.waits == Waits::Not;
     run.purge(quarantined, may_free)?;
     store.log_index(&store.index()?)?;
     run.tidy(&plan.stale)?;
@@ -98,6 +101,8 @@ struct Run<'s> {
     now_seconds: i64,
     marks: Marks,
     remarks: u32,
+    /// A mount may exist that cannot be seen.
+    is_hidden: bool,
     report: GcReport,
 }
 
@@ -124,11 +129,22 @@ impl<'s> Run<'s> {
             let evidence = hold::evidence(&traces(self.store)?, &processes, 0, self.now_seconds);
             if self.marks.are_current(self.store)? && self.marks.needs_what_is_used(&processes) {
                 let seconds = hold.seconds(&evidence).max(planned_seconds);
+                self.is_hidden = hold != Hold::Seconds(0) && processes.hidden.is_some();
                 self.report.evidence = evidence;
                 return Ok(seconds);
             }
             self.remark()?;
         }
+    }
+
+    /// Puts back what was condemned before a mount may have come that cannot be seen: it would miss it at once.
+    fn put_back(&mut self, moved: &[QuarantinedBlob]) -> Result<(), GcError> {
+        let _guard = if moved.is_empty() { return Ok(()) } else { self.store.lock_shared()? };
+        for blob in moved {
+            self.report.freed_bytes += self.store.restore(blob)?;
+            self.report.restored.push(blob.digest);
+        }
+        Ok(())
     }
 
     /// Sees to it that what was condemned waits for so long, where the plan had it wait less.

@@ -8,8 +8,9 @@ use std::{fmt, path::PathBuf};
 use crate::store::{ForeignTraces, ProcessEvidence};
 
 /// How long to wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Hold {
+    #[default]
     /// Not at all if nothing speaks for another writer, else a day.
     Auto,
     /// This many seconds, whatever the evidence.
@@ -96,7 +97,8 @@ pub fn evidence(
     evidence.extend(traces.remote_filesystem.map(Evidence::Remote));
     let many = "there are more directories beside the store than pfs looks at; a layout that uses its blobs could be among them";
     let unseen = traces.unseen_siblings.then(|| many.to_string());
-    evidence.extend(processes.unseen_writers.iter().cloned().chain(unseen).map(Evidence::CannotSee));
+    let unseen = processes.unseen_writers.iter().chain(&processes.hidden).cloned().chain(unseen);
+    evidence.extend(unseen.map(Evidence::CannotSee));
     evidence
 }
 

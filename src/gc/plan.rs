@@ -66,6 +66,8 @@ pub enum KeepReason {
     Needed,
     /// Enough was freed already.
     LimitReached,
+    /// Nothing that can be seen needs it, but a mount that cannot be seen may.
+    Hidden,
 }
 
 /// A blob and its verdict.
@@ -114,11 +116,18 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
             present.push(PlannedBlob { digest: *digest, stat: *stat, verdict, quarantined: None, newest_max });
         }
     }
+    let is_hidden = policy.hold != Hold::Seconds(0) && facts.marks.processes.hidden.is_some();
+    if is_hidden {
+        let condemned = present.iter_mut().filter(|blob| blob.verdict == Verdict::Condemn);
+        condemned.for_each(|blob| blob.verdict = Verdict::Keep(KeepReason::Hidden));
+    }
+    let stale_pins = if is_hidden { StalePins::default() } else { facts.stale_pins.clone() };
     let evidence = hold::evidence(&facts.traces, &facts.marks.processes, young, now_seconds);
     let hold_seconds = policy.hold.seconds(&evidence);
-    let mut tally = Tally::new(&facts);
+    let mut tally = Tally::new(&stale_pins, &facts.marks);
     let mut condemned = Tally::default();
-    let mut blobs = plan_quarantined(&facts, waits(policy.hold, &evidence), now_seconds, &mut tally, &mut condemned);
+    let mut blobs =
+        plan_quarantined(&facts, waits(policy.hold, &evidence, is_hidden), now_seconds, &mut tally, &mut condemned);
     for blob in present.iter_mut().filter(|blob| blob.verdict == Verdict::Condemn) {
         let going = if hold_seconds == 0 { &mut tally } else { &mut condemned };
         match policy.max_freed {
@@ -134,9 +143,9 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
         blobs,
         strangers: facts.inventory.strangers,
         stale,
-        stale_pins: facts.stale_pins,
+        stale_pins,
         marks: facts.marks,
-        waits: waits(policy.hold, &evidence),
+        waits: waits(policy.hold, &evidence, is_hidden),
         hold: policy.hold,
         waits_for_collector: matches!(facts.scope, Scope::Only(_)),
         hold_seconds,
@@ -153,14 +162,17 @@ pub(super) enum Waits {
     AsSaid,
     /// A day more: somebody else may be at work, and a collector that was killed may not have looked.
     ForOthers,
+    /// That somebody collects who sees all mounts.
+    ForSight,
     /// That, and the end of a process that may use the store.
     ForProcess,
 }
 
 /// What the blobs in quarantine wait for in the face of this evidence.
-pub(super) fn waits(hold: Hold, evidence: &[Evidence]) -> Waits {
+pub(super) fn waits(hold: Hold, evidence: &[Evidence], is_hidden: bool) -> Waits {
     match hold {
         Hold::Seconds(0) => Waits::Not,
+        _ if is_hidden => Waits::ForSight,
         Hold::Auto if evidence.iter().any(|evidence| matches!(evidence, Evidence::Process { .. })) => Waits::ForProcess,
         Hold::Auto if !evidence.is_empty() => Waits::ForOthers,
         _ => Waits::AsSaid,
@@ -181,6 +193,7 @@ fn plan_quarantined(
         let left = match waits {
             Waits::Not => 0,
             Waits::AsSaid => seconds_left(&blob.epoch, now_seconds),
+            Waits::ForSight => seconds_left(&blob.epoch, now_seconds).max(1),
             Waits::ForOthers => seconds_left(&blob.epoch, now_seconds.saturating_sub_unsigned(hold::AUTO_SECONDS)),
             Waits::ForProcess => {
                 seconds_left(&blob.epoch, now_seconds.saturating_sub_unsigned(hold::AUTO_SECONDS)).max(1)
@@ -264,10 +277,10 @@ struct Tally {
 
 impl Tally {
     /// Begins with the stale pins, which go first; but for those that are the last names of what is needed.
-    fn new(facts: &Facts) -> Self {
+    fn new(stale_pins: &StalePins, marks: &Marks) -> Self {
         let mut tally = Self::default();
-        for (identity, pin) in &facts.stale_pins.files {
-            let is_freed = pin.stale_names == pin.links && !facts.marks.needs(&pin.digest);
+        for (identity, pin) in &stale_pins.files {
+            let is_freed = pin.stale_names == pin.links && !marks.needs(&pin.digest);
             tally.bytes += if is_freed { pin.size } else { 0 };
             tally.gone.insert(*identity, pin.stale_names);
         }

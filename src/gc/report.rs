@@ -18,6 +18,8 @@ pub struct GcReport {
     pub held: Vec<Digest>,
     /// Their bytes.
     pub held_bytes: u64,
+    /// How long they wait, in seconds.
+    pub held_seconds: u64,
     /// What was found when the evidence of other writers was taken again, if anything is held.
     pub evidence: Vec<Evidence>,
     /// How many blobs that an image needs were put back from the pins of its mounts.
@@ -41,6 +43,8 @@ pub struct GcSummary {
     pub young: (u64, u64),
     /// The age of the youngest of them, in seconds.
     pub youngest_seconds: Option<u64>,
+    /// Blobs that would go if it were certain that no mount that cannot be seen needs them, and their bytes.
+    pub hidden: (u64, u64),
     /// Blobs that would go but for the limit, and their bytes.
     pub over_limit: (u64, u64),
     /// Blobs that wait in quarantine, and their bytes.
@@ -74,6 +78,7 @@ impl GcPlan {
                 Verdict::Condemn | Verdict::Purge => summary.go += 1,
                 Verdict::Restore => summary.restore += 1,
                 Verdict::Keep(KeepReason::Needed) => count(&mut summary.needed, size),
+                Verdict::Keep(KeepReason::Hidden) => count(&mut summary.hidden, size),
                 Verdict::Keep(KeepReason::LimitReached) => count(&mut summary.over_limit, size),
                 Verdict::Young(age) => {
                     count(&mut summary.young, size);

@@ -35,8 +35,11 @@ pub struct ProcessEvidence {
     pub processes: Vec<ProcessUse>,
     /// How many processes could not be looked into, for want of permission.
     pub unreadable: u64,
-    /// Why a mount of this store may exist that cannot be seen. Then nothing may be freed.
+    /// Why nothing can be known of the mounts of this store, or one is known to exist whose needs are not. Then nothing may be
+    /// freed, whatever a person says.
     pub blind: Option<String>,
+    /// Why a mount of this store may exist that cannot be seen. Then nothing is freed unless a person says that it may be.
+    pub hidden: Option<String>,
     /// Why a writer may exist that cannot be seen.
     pub unseen_writers: Vec<String>,
 }
@@ -130,16 +133,16 @@ impl Store {
         };
         let strange = mounts.iter().find(is_strange).filter(|_| !me.is_root() && (hidden || !unreadable.is_empty()));
         if let Some(name) = named(MOUNTERS) {
-            evidence.blind =
+            evidence.hidden =
                 Some(format!("a process named {name} cannot be looked into; it may serve a mount of this store"));
         } else if let Some(line) = strange {
             let at = line.mountpoint.display();
-            evidence.blind = Some(format!(
+            evidence.hidden = Some(format!(
                 "another user's FUSE mount at {at} may be one of this store, and its process cannot be looked into"
             ));
         } else if self.is_in_a_strange_pid_namespace() {
             let why = "this is a pid namespace of its own, and the store can be reached from outside it, where processes cannot be seen";
-            evidence.blind = Some(why.into());
+            evidence.hidden = Some(why.into());
         }
         let writer = named(WRITERS).map(|name| format!("a process named {name} could not be looked into"));
         let hidden = hidden.then(|| "the processes of other users are hidden here (hidepid)".into());
