@@ -160,3 +160,30 @@ fn what_may_become_right_yet_stays_and_what_has_become_right_comes_back() {
     assert!(!aside.exists());
     assert_sound(&store);
 }
+
+/// A power cut behind a tool that never synced its index leaves an empty file.
+#[test]
+fn an_empty_index_comes_back_from_the_log() {
+    for torn in [&b""[..], b"{\"schemaVersion\":2,\"manif", &[0; 4096]] {
+        let store = images();
+        let whole = fs::read(store.path.join("index.json")).unwrap();
+        fs::write(store.path.join("index.json"), torn).unwrap();
+        let done = repair(&store, 0);
+        assert_eq!(done.len(), 1, "{done:?}");
+        assert_eq!(done[0].0, "index-restored");
+        assert_eq!(fs::read(store.path.join("index.json")).unwrap(), whole);
+        assert_sound(&store);
+    }
+}
+
+/// Where the log's text needs what is gone, the index stays as it is.
+#[test]
+fn an_index_whose_blobs_are_gone_is_not_restored() {
+    let store = images();
+    fs::remove_file(store.blob(&chunk_of(&store, "one"))).unwrap();
+    fs::write(store.path.join("index.json"), "").unwrap();
+    let output = pfs(&["check", "--repair", "--min-age", "0", store.path.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(15), "{}{}", stdout(&output), stderr(&output));
+    assert!(stderr(&output).contains("1 blobs are gone"), "{}", stderr(&output));
+    assert_eq!(fs::read(store.path.join("index.json")).unwrap(), b"");
+}

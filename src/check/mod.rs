@@ -52,6 +52,14 @@ pub enum CheckError {
     /// The image to check is not there.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The index cannot be read, and the newest text of it in the log needs what is gone.
+    #[error(
+        "index.json cannot be read, and of what its newest text in .pfs/index-log/ needs, {missing} blobs are gone"
+    )]
+    IndexLost {
+        /// How many blobs, or images that cannot be read.
+        missing: usize,
+    },
     /// The index or the blob directory cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),

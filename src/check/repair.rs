@@ -8,10 +8,11 @@ use std::{collections::HashSet, path::PathBuf, time::Duration};
 
 use super::CheckError;
 use crate::{
+    format::IndexDocument,
     graph::{NodeKind, Root, WalkProblem, walk},
     name::Digest,
     observe::{Event, Observer},
-    store::{Aside, Store, StoreError},
+    store::{Aside, IndexNote, Store, StoreError},
 };
 
 /// What was done about one blob.
@@ -34,6 +35,8 @@ pub enum RepairAction {
     Healed(&'static str),
     /// An image needs it, and there is no right copy of it anywhere.
     NoCopy,
+    /// `index.json` could not be read and is this text from the log again; what was there is in this file now.
+    IndexRestored(PathBuf),
 }
 
 /// How to repair.
@@ -53,6 +56,7 @@ impl Default for RepairOptions {
 pub fn repair(store: &Store, options: &RepairOptions, watch: &dyn Observer) -> Result<Vec<Repair>, CheckError> {
     let _collector = store.lock_collector()?;
     let mut run = Run { store, options, repairs: Vec::new(), hopeless: HashSet::new() };
+    run.restore_index()?;
     run.take_back_what_is_right()?;
     run.set_wrong_aside(watch)?;
     watch.event(Event::Phase("looking for what is missing"));
@@ -72,6 +76,29 @@ struct Run<'s> {
 impl Run<'_> {
     fn note(&mut self, digest: Digest, action: RepairAction) {
         self.repairs.push(Repair { digest, action });
+    }
+
+    /// Puts the newest text of the log in the place of an index that cannot be read, if every blob that it needs is there.
+    fn restore_index(&mut self) -> Result<(), CheckError> {
+        let Err(error @ StoreError::Index { .. }) = self.store.index() else { return Ok(()) };
+        let unreadable = self.store.index_digest()?;
+        let parsed = |note: IndexNote| Some((IndexDocument::parse(note.bytes()).ok()?, note));
+        let Some((index, note)) = self.store.index_notes()?.find_map(parsed) else { return Err(error.into()) };
+        let mut missing = 0;
+        for root in Root::of_index(&index) {
+            match walk(self.store, vec![root]) {
+                Ok(graph) => missing += graph.digests().filter(|digest| self.store.open_blob(digest).is_err()).count(),
+                Err(_) => missing += 1,
+            }
+        }
+        match missing {
+            0 => {
+                let place = self.store.restore_index(&note, &unreadable)?;
+                self.note(note.digest(), RepairAction::IndexRestored(place));
+                Ok(())
+            }
+            missing => Err(CheckError::IndexLost { missing }),
+        }
     }
 
     /// Looks at what earlier repairs have set aside: a program that was writing it may have ended its work there.

@@ -84,6 +84,11 @@ fn repair_text(repair: &Repair) -> String {
             format!("left alone: blob {digest}: its content is wrong, but {reason}; repair again later")
         }
         RepairAction::Healed(place) => format!("put back: blob {digest}: from {place}"),
+        RepairAction::IndexRestored(path) => format!(
+            "restored: index.json: it is text {} from the log again; what was there is now {}",
+            digest.short(),
+            path.display()
+        ),
         RepairAction::NoCopy => format!("no copy: blob {digest}: it lies neither in quarantine nor among pins"),
     }
 }
@@ -93,6 +98,7 @@ fn repair_document(repair: &Repair) -> serde_json::Value {
         RepairAction::SetAside(path) => ("set-aside", Some(path.display().to_string())),
         RepairAction::LeftAlone(reason) => ("left-alone", Some((*reason).to_owned())),
         RepairAction::Healed(place) => ("put-back", Some((*place).to_owned())),
+        RepairAction::IndexRestored(path) => ("index-restored", Some(path.display().to_string())),
         RepairAction::NoCopy => ("no-copy", None),
     };
     json!({"digest": repair.digest, "action": action, "place": place})

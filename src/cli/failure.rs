@@ -180,7 +180,10 @@ impl From<StoreError> for Failure {
             }
             StoreError::Index { path, .. } => (
                 Kind::Integrity,
-                Some(format!("nothing was changed; earlier texts of {} are in .pfs/index-log/", path.display())),
+                Some(format!(
+                    "nothing was changed; pfs check --repair STORE puts the newest text of {} in .pfs/index-log/ back",
+                    path.display()
+                )),
             ),
             StoreError::LedAway { .. } => (
                 Kind::Refused,
@@ -303,6 +306,8 @@ impl From<CheckError> for Failure {
     fn from(error: CheckError) -> Self {
         match error {
             CheckError::Image(error) => error.into(),
+            error @ CheckError::IndexLost { .. } => Self::new(Kind::Integrity, error)
+                .hint("copy a text from .pfs/index-log/ to index.json yourself, to keep the images that are whole"),
             CheckError::Store(error) => error.into(),
             error => Self::new(Kind::Failed, error),
         }

@@ -44,7 +44,7 @@ pub enum Aside {
     Left(&'static str),
 }
 
-const DAMAGED: &str = "damaged";
+pub(super) const DAMAGED: &str = "damaged";
 /// How many wrong files of one name are kept apart.
 const COPIES_MAX: u32 = 1000;
 
@@ -181,7 +181,7 @@ fn reason_to_leave(stat: &BlobStat, min_age: Duration) -> Option<&'static str> {
 }
 
 /// Whether another process has this file open for writing, as far as one can see.
-fn is_open_for_writing(identity: (u64, u64)) -> bool {
+pub(super) fn is_open_for_writing(identity: (u64, u64)) -> bool {
     let Ok(processes) = fs::read_dir("/proc") else { return false };
     let is_other = |name: &str| name.parse::<u32>().is_ok_and(|pid| pid != std::process::id());
     let others = processes.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_other));
