@@ -480,3 +480,24 @@ fn a_held_delete_can_be_undone_and_another_says_it_is_final() {
     assert!(common::stderr(&naked).contains("7 needs a unit"), "{}", common::stderr(&naked));
     common::assert_sound(&store);
 }
+
+/// An entry that no collection can pass has a way out.
+#[test]
+fn an_entry_of_another_digest_algorithm_can_be_untagged() {
+    let store = common::empty();
+    store.build("good", &[("file", &common::noise(5, 20_000))]);
+    store.rewrite_index(|entries| {
+        let mut other = entries[0].clone();
+        other["digest"] = format!("sha512:{}", "ab".repeat(64)).into();
+        other["annotations"][common::REF_NAME] = "other".into();
+        entries.push(other);
+    });
+    let path = store.path.to_str().unwrap();
+    assert_eq!(common::pfs(&["gc", path]).status.code(), Some(14));
+    let untagged = common::pfs(&["delete", "--keep-blobs", &format!("{path}:other")]);
+    assert!(untagged.status.success(), "{}", common::stderr(&untagged));
+    assert!(common::stdout(&untagged).contains("sha512:abab"), "{}", common::stdout(&untagged));
+    assert_eq!(store.tags(), ["good"]);
+    assert!(common::pfs(&["gc", path]).status.success());
+    common::assert_sound(&store);
+}

@@ -148,7 +148,7 @@ impl Outcome {
         let (untagged, freed) = if self.dry_run { ("would untag", "would free") } else { ("untagged", "freed") };
         let mut text = String::new();
         for target in &self.targets {
-            let digest = target.digest.short();
+            let digest = target.foreign_digest.clone().unwrap_or_else(|| target.digest.short());
             let names: Vec<_> = target.tags.iter().map(ToString::to_string).collect();
             let names = if names.is_empty() { "an entry without a tag".into() } else { names.join(", ") };
             let _ = writeln!(text, "{untagged} {names} ({digest})");
@@ -195,7 +195,8 @@ impl Outcome {
             .iter()
             .map(|target| {
                 let tags: Vec<_> = target.tags.iter().map(ToString::to_string).collect();
-                json!({"digest": target.digest, "tags": tags, "entries": target.places.len()})
+                let digest = target.foreign_digest.clone().unwrap_or_else(|| target.digest.to_oci());
+                json!({"digest": digest, "tags": tags, "entries": target.places.len()})
             })
             .collect();
         let kept: Vec<_> = self.kept.iter().map(|kept| json!({"by": kept.by, "bytes": kept.bytes})).collect();

@@ -66,5 +66,11 @@ fn is_base_of(base: &Rootfs, image: &Rootfs) -> bool {
 fn target(index: &IndexDocument, digest: &Digest) -> Target {
     let own = |place: &usize| index.entries()[*place].descriptor.digest == DescriptorDigest::Sha256(*digest);
     let places = (0..index.entries().len()).filter(own).collect();
-    Target { selector: Selector::Digest(digest.to_string()), digest: *digest, places, tags: Vec::new() }
+    Target {
+        selector: Selector::Digest(digest.to_string()),
+        digest: *digest,
+        foreign_digest: None,
+        places,
+        tags: Vec::new(),
+    }
 }

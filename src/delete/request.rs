@@ -53,6 +53,8 @@ pub struct Target {
     pub selector: Selector,
     /// What it stands for.
     pub digest: Digest,
+    /// The digest as it is written, where it is of another algorithm; `digest` is then that of this text, to compare by.
+    pub foreign_digest: Option<String>,
     /// The places in the index of the entries that go.
     pub places: Vec<usize>,
     /// The tags that go.
@@ -151,11 +153,22 @@ fn targets_of(picks: &Picks<'_>, selector: &Selector, options: &DeleteOptions) -
             };
             Ok(found.into_iter().map(one).collect())
         }
+        Err(ImageError::Algorithm(text)) if options.keep_blobs => {
+            let is_it =
+                |place: &usize| index.entries()[*place].descriptor.digest == DescriptorDigest::Other(text.clone());
+            let places = match selector {
+                Selector::Tag(tag) => picks.by_tag.get(tag).cloned().unwrap_or_default(),
+                Selector::Digest(_) => Vec::new(),
+            };
+            let places = places.into_iter().filter(is_it).collect();
+            let target = target(index, selector, Digest::of(text.as_bytes()), places);
+            Ok(vec![Target { foreign_digest: Some(text), ..target }])
+        }
         Err(error) => Err(error.into()),
     }
 }
 
 fn target(index: &IndexDocument, selector: &Selector, digest: Digest, places: Vec<usize>) -> Target {
     let tags = places.iter().filter_map(|place| index.entries()[*place].tag.clone()).collect();
-    Target { selector: selector.clone(), digest, places, tags }
+    Target { selector: selector.clone(), digest, foreign_digest: None, places, tags }
 }

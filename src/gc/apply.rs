@@ -42,6 +42,8 @@ pub fn apply(plan: GcPlan, store: &Store, now_seconds: i64, watch: &dyn Observer
         true => store.await_collector()?,
         false => store.lock_collector()?,
     };
+    // The index first, whoever wrote it: see `Store::log_index`.
+    store.settle_index()?;
     store.restore_lost_indexes()?;
     check_clock(store, now_seconds)?;
     let mut run =

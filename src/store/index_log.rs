@@ -46,6 +46,9 @@ impl Store {
     pub fn log_index(&self, snapshot: &IndexSnapshot) -> Result<(), StoreError> {
         let log = self.log()?;
         let Some(name) = name_of_next(&log, &snapshot.digest())? else { return Ok(()) };
+        // Before anything else is made durable: on some filesystems that makes the rename of another program's index durable,
+        // and not what is in it.
+        self.settle_index()?;
         log.write_durably(&self.temp()?, &name, snapshot.document().bytes())?;
         forget_old(&log)
     }
