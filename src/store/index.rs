@@ -2,7 +2,7 @@
 
 use std::{io::Read, thread, time::Duration};
 
-use super::{Store, StoreError, disk::Dir, error::At};
+use super::{Store, StoreError, blobs::nanoseconds, disk::Dir, error::At};
 use crate::{
     format::{FormatError, IndexDocument},
     name::Digest,
@@ -14,17 +14,42 @@ pub struct IndexSnapshot {
     document: IndexDocument,
     digest: Digest,
     read_nanoseconds: i64,
+    stamp: Option<IndexStamp>,
 }
+
+/// The state of the file of an index that had been left alone for a while when it was read: a file in the same state has the
+/// same text. Hashing 30 MB takes 20 ms, which is long under the exclusive lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct IndexStamp {
+    inode: u64,
+    size: u64,
+    modified: i64,
+}
+
+impl IndexStamp {
+    pub(super) fn of(stat: &rustix::fs::Statx) -> Self {
+        Self { inode: stat.stx_ino, size: stat.stx_size, modified: nanoseconds(&stat.stx_mtime) }
+    }
+}
+
+/// A file that was written less than this before it was read may be written again without another modification time: the
+/// clock of filesystems advances in steps of up to 10 ms, and on some by the second.
+const SETTLED_NANOSECONDS: i64 = 2_000_000_000;
 
 impl IndexSnapshot {
     /// An index that lies elsewhere, or a part of it.
     pub(super) fn new(document: IndexDocument, digest: Digest) -> Self {
-        Self { document, digest, read_nanoseconds: i64::MIN }
+        Self { document, digest, read_nanoseconds: i64::MIN, stamp: None }
     }
 
     /// The index.
     pub fn document(&self) -> &IndexDocument {
         &self.document
+    }
+
+    /// The state of its file, if that tells its text.
+    pub(super) fn stamp(&self) -> Option<IndexStamp> {
+        self.stamp
     }
 
     /// When it was read, in nanoseconds since 1970: what it names had been written by then.
@@ -66,10 +91,16 @@ impl Store {
 
     fn index_once(&self) -> Result<IndexSnapshot, StoreError> {
         let read_nanoseconds = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
+        let before = self.root.stat(INDEX)?;
         let bytes = read_index(&self.root, INDEX)?;
+        let is_settled = |stat: &rustix::fs::Statx| {
+            let changed = nanoseconds(&stat.stx_mtime).max(nanoseconds(&stat.stx_ctime));
+            (SETTLED_NANOSECONDS..).contains(&read_nanoseconds.saturating_sub(changed))
+        };
+        let stamp = before.filter(is_settled).map(|stat| IndexStamp::of(&stat));
         let document =
             IndexDocument::parse(&bytes).map_err(|source| StoreError::Index { path: self.index_path(), source })?;
-        Ok(IndexSnapshot { document, digest: Digest::of(&bytes), read_nanoseconds })
+        Ok(IndexSnapshot { document, digest: Digest::of(&bytes), read_nanoseconds, stamp })
     }
 
     /// Takes entries out of the index: those at the places that `choose` finds in it. `choose` is called several times: to

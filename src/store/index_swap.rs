@@ -15,7 +15,7 @@ use super::{
     ExclusiveGuard, IndexSnapshot, Store, StoreError,
     disk::Dir,
     error::At,
-    index::{INDEX, read_index},
+    index::{INDEX, IndexStamp, read_index},
     partial::{Aside, Partial, is_being_written},
     publisher::PublisherGuard,
 };
@@ -28,6 +28,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct StagedIndex {
     before: Digest,
+    before_stamp: Option<IndexStamp>,
     after: Digest,
     text: Partial,
     note: Partial,
@@ -64,19 +65,19 @@ impl Store {
         }
         text.write(after.bytes())?;
         note.write(after.bytes())?;
-        Ok(StagedIndex { before: before.digest(), after: after_digest, text, note })
+        Ok(StagedIndex { before: before.digest(), before_stamp: before.stamp(), after: after_digest, text, note })
     }
 
     /// One try to replace exactly the index that was edited. `false` if the index was not, or did not stay, that one. The
     /// caller is the publisher, and calls [`Store::settle_swap`] when it has released the store lock.
     pub(super) fn swap_index(&self, _held: &ExclusiveGuard<'_>, staged: StagedIndex) -> Result<bool, StoreError> {
-        if self.index_digest()? != staged.before {
+        if !has_text(&self.root, INDEX, &staged.before, staged.before_stamp)? {
             return Ok(false);
         }
         match staged.text.exchange(&self.root, INDEX)? {
             Err(text) => text.put(&self.root, INDEX)?,
             Ok(old) => {
-                if !self.is_undisturbed(old, &staged.before, &staged.after)? {
+                if !self.is_undisturbed(old, &staged.before, staged.before_stamp, &staged.after)? {
                     return Ok(false);
                 }
             }
@@ -86,10 +87,16 @@ impl Store {
     }
 
     /// Whether what was swapped out is the index that was edited. If it is another program's, it is back in its place.
-    fn is_undisturbed(&self, old: Aside, before: &Digest, after: &Digest) -> Result<bool, StoreError> {
+    fn is_undisturbed(
+        &self,
+        old: Aside,
+        before: &Digest,
+        stamp: Option<IndexStamp>,
+        after: &Digest,
+    ) -> Result<bool, StoreError> {
         let (temp, name) = old.place();
-        let swapped_out = read_index(temp, name).map(|bytes| Digest::of(&bytes));
-        if swapped_out.as_ref().is_ok_and(|swapped_out| swapped_out == before) {
+        let swapped_out = has_text(temp, name, before, stamp);
+        if matches!(swapped_out, Ok(true)) {
             old.remove()?;
             return Ok(true);
         }
@@ -126,6 +133,15 @@ impl Store {
     pub fn settle_index(&self) -> Result<(), StoreError> {
         self.root.open_file(INDEX)?.sync_all().at("make durable", self.index_path())?;
         self.root.sync()
+    }
+}
+
+/// Whether a file has the text of this digest: by the state of the file, where that tells, else by its bytes.
+fn has_text(dir: &Dir, name: &str, digest: &Digest, stamp: Option<IndexStamp>) -> Result<bool, StoreError> {
+    let now = dir.stat(name)?.map(|stat| IndexStamp::of(&stat));
+    match stamp.is_some() && stamp == now {
+        true => Ok(true),
+        false => Ok(Digest::of(&read_index(dir, name)?) == *digest),
     }
 }
 
