@@ -29,7 +29,7 @@ use super::{
 use crate::{
     format::Rootfs,
     fuse::{Image, Session},
-    graph::{self, LoadedImage},
+    graph::{self, ImageError, LoadedImage},
     name::{ChunkId, Digest, ImageRef, ManifestId, RootfsId, Selector},
     store::{Lease, LeaseKind, LeaseRecord, Store, StoreError},
     tree::{ChunkReader, ChunkSource, DamageObserver, TreeError, View},
@@ -177,7 +177,7 @@ pub fn mount(request: &MountRequest, now: jiff::Timestamp, on_damage: DamageObse
     preflight::fuse(rustix::process::geteuid().is_root())?;
     let store = Arc::new(Store::open(&request.image.store)?);
     let source = ImageRef { store: store.path().into(), selector: request.image.selector.clone() }.to_string();
-    let (mut held, image) = lease_and_load(&store, &request.image.selector, &mountpoint, now)?;
+    let (mut held, image) = lease_and_load_settled(&store, &request.image.selector, &mountpoint, now)?;
     let (manifest, rootfs_id) = (image.manifest, image.rootfs_id);
     held.documents = [manifest.0, rootfs_id.0].iter().filter_map(|blob| store.open_blob(blob).ok()).collect();
     let view = image.rootfs.map_err(|cause| MountError::Tree { image: source.clone(), source: cause })?;
@@ -189,6 +189,30 @@ pub fn mount(request: &MountRequest, now: jiff::Timestamp, on_damage: DamageObse
     mounted.prepare(&request.options)?;
     Ok(mounted)
 }
+
+/// skopeo writes manifests in place, so one that is damaged is looked at again for a third of a second. The lock is not held
+/// in the pauses.
+fn lease_and_load_settled(
+    store: &Arc<Store>,
+    selector: &Selector,
+    mountpoint: &Path,
+    now: jiff::Timestamp,
+) -> Result<(HeldLease, LoadedImage<Result<View, TreeError>>), MountError> {
+    let mut pause = FIRST_PAUSE;
+    for _ in 1..LOADS {
+        match lease_and_load(store, selector, mountpoint, now) {
+            Err(MountError::Image(ImageError::Store(StoreError::Damaged { .. }) | ImageError::Manifest { .. })) => {
+                thread::sleep(pause);
+            }
+            loaded => return loaded,
+        }
+        pause *= 2;
+    }
+    lease_and_load(store, selector, mountpoint, now)
+}
+
+const LOADS: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
 
 fn lease_and_load(
     store: &Arc<Store>,

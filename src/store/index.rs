@@ -65,8 +65,8 @@ impl IndexSnapshot {
 
 pub(super) const INDEX: &str = "index.json";
 /// Some tools rewrite the index in place; a torn one is usually whole a moment later.
-const TRIES: u32 = 6;
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
+pub(super) const TRIES: u32 = 6;
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(5);
 /// An index lists images, not chunks: a thousand images have about half a megabyte.
 const INDEX_BYTES_MAX: u64 = 256 << 20;
 

@@ -4,6 +4,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{OnceLock, RwLock},
+    thread,
 };
 
 use rustix::fs::FileType;
@@ -13,6 +14,7 @@ use super::{
     StoreError,
     disk::{Dir, PARTIAL},
     error::At,
+    index::{FIRST_PAUSE, TRIES},
     reference_cache::Memory,
     sharing::{Declared, behind_bind_mount},
 };
@@ -209,7 +211,20 @@ fn home_of_shared(blobs: &Dir, root: &Dir) -> Result<(Dir, bool), StoreError> {
     Ok((beside, is_own))
 }
 
+/// skopeo writes this file in place on every copy, so a torn one is read again for a third of a second.
 fn check_layout_file(root: &Dir) -> Result<(), String> {
+    let mut pause = FIRST_PAUSE;
+    for _ in 1..TRIES {
+        match root.read_at_most(LAYOUT_FILE, LAYOUT_FILE_BYTES_MAX) {
+            Ok(text) if serde_json::from_slice::<LayoutFile>(&text).is_err() => thread::sleep(pause),
+            _ => break,
+        }
+        pause *= 2;
+    }
+    check_layout_file_once(root)
+}
+
+fn check_layout_file_once(root: &Dir) -> Result<(), String> {
     let text = match root.read_at_most(LAYOUT_FILE, LAYOUT_FILE_BYTES_MAX) {
         Ok(text) => text,
         Err(error) if error.is_not_found() => return Err(format!("it has no {LAYOUT_FILE} file")),
