@@ -33,8 +33,8 @@ struct Rules {
     leases_before_index: bool,
     /// A condemned blob goes to quarantine, not for good.
     quarantines: bool,
-    /// A builder holds the lock from the claim of what it staged until the index is written.
-    publishes_under_lock: bool,
+    /// A builder claims what it staged, and holds the lock until that is revealed.
+    claims_staged: bool,
     /// A deleter compares the index with the one that it prepared the change of.
     compares_before_swap: bool,
     /// A deleter looks at the leases again when it has the lock.
@@ -48,7 +48,7 @@ const RULES: Rules = Rules {
     locks_batches: true,
     leases_before_index: true,
     quarantines: true,
-    publishes_under_lock: true,
+    claims_staged: true,
     compares_before_swap: true,
     looks_at_leases_under_lock: true,
 };
@@ -77,6 +77,7 @@ enum Builder {
     Lock,
     ClaimStaged,
     Reveal(usize),
+    Unlock,
     WriteIndex,
     Done,
 }
@@ -255,20 +256,26 @@ impl State {
             }
             Builder::Lock if self.exclusive => return None,
             Builder::Lock => {
-                next.shared |= if rules.publishes_under_lock { BUILDER } else { 0 };
+                next.shared |= if rules.claims_staged { BUILDER } else { 0 };
                 next.builder = Builder::ClaimStaged;
                 "builder takes the lock"
             }
             Builder::ClaimStaged => {
-                next.claims |= if rules.publishes_under_lock { self.staged } else { 0 };
+                next.claims |= if rules.claims_staged { self.staged } else { 0 };
                 next.builder = Builder::Reveal(0);
                 "builder claims what it staged"
             }
             Builder::Reveal(at) => {
                 next.blobs |= self.staged & of(at);
-                next.builder = if at == 0 { Builder::Reveal(1) } else { Builder::WriteIndex };
+                next.builder = if at == 0 { Builder::Reveal(1) } else { Builder::Unlock };
                 "builder reveals a blob"
             }
+            Builder::Unlock => {
+                next.shared &= !BUILDER;
+                next.builder = Builder::WriteIndex;
+                "builder releases the lock, and keeps its claims"
+            }
+            Builder::WriteIndex if self.exclusive || self.shared != 0 => return None,
             Builder::WriteIndex => {
                 next.index |= 1 << NEW;
                 next.published = true;
@@ -595,8 +602,8 @@ fn a_mount_without_a_lease_from_the_start_loses() {
 }
 
 #[test]
-fn a_builder_that_publishes_without_claim_and_lock_loses() {
-    assert_breaks(&Rules { publishes_under_lock: false, ..RULES }, LOST);
+fn a_builder_that_does_not_claim_what_it_staged_loses() {
+    assert_breaks(&Rules { claims_staged: false, ..RULES }, LOST);
 }
 
 #[test]

@@ -142,9 +142,10 @@ impl Store {
         edit: impl Fn(&IndexDocument, &[usize]) -> IndexDocument,
     ) -> Result<(), E> {
         let publisher = self.lock_publisher()?;
-        self.restore_lost_entries(&publisher)?;
         let mut pause = FIRST_PAUSE;
         for _ in 0..TRIES {
+            // Also what the try before has left aside, because two other programs came between.
+            self.restore_lost_entries(&publisher)?;
             let before = self.index()?;
             let places = choose(&before)?;
             let staged = self.stage_index(&before, &edit(before.document(), &places))?;
