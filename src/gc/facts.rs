@@ -5,6 +5,7 @@ use std::{
     panic::resume_unwind,
     path::PathBuf,
     thread::{self, ScopedJoinHandle},
+    time::Duration,
 };
 
 use crate::{
@@ -222,9 +223,24 @@ impl Facts {
     }
 }
 
+/// How often, and after which pause, a mount that is being set up is looked at again.
+const MOUNT_LOOKS: u32 = 100;
+const MOUNT_PAUSE: Duration = Duration::from_millis(20);
+
 impl Marks {
-    /// Walks from the entries of the index, the live leases, the pins, and what other processes have mapped or open.
+    /// Walks from the entries of the index, the live leases, the pins, and what other processes have mapped or open. Waits up
+    /// to two seconds for a mount that is being set up to say what it needs.
     pub fn gather(store: &Store, roots: Roots<'_>, now_seconds: i64) -> Result<Self, GcError> {
+        for _ in 0..MOUNT_LOOKS {
+            match Self::gather_once(store, roots, now_seconds) {
+                Err(GcError::MountPending(_)) => thread::sleep(MOUNT_PAUSE),
+                gathered => return gathered,
+            }
+        }
+        Self::gather_once(store, roots, now_seconds)
+    }
+
+    fn gather_once(store: &Store, roots: Roots<'_>, now_seconds: i64) -> Result<Self, GcError> {
         let index = store.index()?;
         let leases = store.leases()?;
         let pins = store.pins()?;

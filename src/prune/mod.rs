@@ -16,7 +16,7 @@ use crate::{
     graph::{NodeKind, RootOrigin, dangling},
     name::{Digest, Selector, Tag},
     observe::Observer,
-    store::{LeaseKind, Store, StoreError},
+    store::{IndexSnapshot, LeaseKind, Store, StoreError},
 };
 use gain::Gains;
 use policy::Entry;
@@ -83,11 +83,7 @@ pub fn plan(
     now_seconds: i64,
     watch: &dyn Observer,
 ) -> Result<PrunePlan, PruneError> {
-    let facts = Facts::gather(store, Roots::Current, now_seconds, watch)?;
-    let index = store.index()?;
-    if !facts.marks.are_current(store)? {
-        return Err(GcError::Restless.into());
-    }
+    let (facts, index) = current_facts(store, now_seconds, watch)?;
     let entries = entries(store, &facts, index.document(), now_seconds)?;
     let mut verdicts = policy.decide(&entries, now_seconds);
     let mut gains = Gains::new(&facts, &entries);
@@ -106,6 +102,21 @@ pub fn plan(
     let is_enough = policy.free_bytes.is_none_or(|wanted| gains.freed >= wanted);
     Ok(PrunePlan { rows, freed_bytes: gains.freed, is_enough })
 }
+
+/// Facts, and the index that they were gathered from.
+fn current_facts(store: &Store, now_seconds: i64, watch: &dyn Observer) -> Result<(Facts, IndexSnapshot), PruneError> {
+    for _ in 0..TRIES {
+        let facts = Facts::gather(store, Roots::Current, now_seconds, watch)?;
+        let index = store.index()?;
+        if facts.marks.are_current(store)? {
+            return Ok((facts, index));
+        }
+    }
+    Err(GcError::Restless.into())
+}
+
+/// How often facts are gathered while the store changes.
+const TRIES: u32 = 8;
 
 /// The facts of each entry, in the order of the index.
 fn entries(store: &Store, facts: &Facts, index: &IndexDocument, now_seconds: i64) -> Result<Vec<Entry>, StoreError> {
