@@ -238,6 +238,32 @@ fn a_tag_set_again_on_an_old_manifest_is_new() {
     assert!(!going(&decide(&store, &within)).contains(&"tuesday".to_string()));
 }
 
+/// A note that a mount or a deletion makes of another program's edit says when that edit was, not when it was noted.
+#[test]
+fn a_tag_of_another_program_is_as_old_as_the_index_that_brought_it() {
+    let store = store_of(&[("old", &[(1, 50_000)])]);
+    store.rewrite_index(|entries| {
+        let mut again = entries[0].clone();
+        again["annotations"][common::REF_NAME] = "foreign".into();
+        entries.push(again);
+    });
+    let three_days_ago = SystemTime::now() - Duration::from_secs(3 * 24 * 3600);
+    let index = fs::File::options().write(true).open(store.path.join("index.json")).unwrap();
+    index.set_modified(three_days_ago).unwrap();
+    for days in [2, 4] {
+        let within = PrunePolicy { keep_within_seconds: Some(days * 24 * 3600), ..PrunePolicy::default() };
+        let stays = !going(&decide(&store, &within)).contains(&"foreign".to_string());
+        assert_eq!(stays, days == 4, "{days} days, not yet noted");
+    }
+    store.log_index(&store.index().unwrap()).unwrap();
+    store.build("new", &[("0", &common::noise(5, 60_000))]);
+    for days in [2, 4] {
+        let within = PrunePolicy { keep_within_seconds: Some(days * 24 * 3600), ..PrunePolicy::default() };
+        let stays = !going(&decide(&store, &within)).contains(&"foreign".to_string());
+        assert_eq!(stays, days == 4, "{days} days, noted");
+    }
+}
+
 /// What was decided about is what goes: a tag that a build has moved meanwhile stays.
 #[test]
 fn a_tag_that_was_moved_since_the_decision_stays() {

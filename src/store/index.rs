@@ -14,6 +14,7 @@ pub struct IndexSnapshot {
     document: IndexDocument,
     digest: Digest,
     read_nanoseconds: i64,
+    modified_nanoseconds: Option<i64>,
     stamp: Option<IndexStamp>,
 }
 
@@ -39,7 +40,12 @@ const SETTLED_NANOSECONDS: i64 = 2_000_000_000;
 impl IndexSnapshot {
     /// An index that lies elsewhere, or a part of it.
     pub(super) fn new(document: IndexDocument, digest: Digest) -> Self {
-        Self { document, digest, read_nanoseconds: i64::MIN, stamp: None }
+        Self { document, digest, read_nanoseconds: i64::MIN, modified_nanoseconds: None, stamp: None }
+    }
+
+    /// When its file was written, in nanoseconds since 1970, if it is a file of its own.
+    pub(super) fn modified_nanoseconds(&self) -> Option<i64> {
+        self.modified_nanoseconds
     }
 
     /// The index.
@@ -100,7 +106,8 @@ impl Store {
         let stamp = before.filter(is_settled).map(|stat| IndexStamp::of(&stat));
         let document =
             IndexDocument::parse(&bytes).map_err(|source| StoreError::Index { path: self.index_path(), source })?;
-        Ok(IndexSnapshot { document, digest: Digest::of(&bytes), read_nanoseconds, stamp })
+        let modified_nanoseconds = before.map(|stat| nanoseconds(&stat.stx_mtime));
+        Ok(IndexSnapshot { document, digest: Digest::of(&bytes), read_nanoseconds, modified_nanoseconds, stamp })
     }
 
     /// Takes entries out of the index: those at the places that `choose` finds in it. `choose` is called several times: to

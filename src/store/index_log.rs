@@ -3,6 +3,12 @@
 //! They tell a blob that was published once (it may go as soon as nothing needs it) from one that no index ever named
 //! (it may be somebody's upload that has not reached its index yet). Losing the log only makes the collector more patient.
 
+use std::{
+    fs::{File, FileTimes},
+    io::Write,
+    time::{Duration, UNIX_EPOCH},
+};
+
 use hashbrown::{HashMap, HashSet};
 
 use super::{
@@ -22,6 +28,8 @@ pub struct IndexNote {
     bytes: Vec<u8>,
     digest: Digest,
     written_nanoseconds: i64,
+    /// When the index got this text, as far as is known.
+    set_nanoseconds: i64,
 }
 
 impl IndexNote {
@@ -42,14 +50,23 @@ impl IndexNote {
 }
 
 impl Store {
-    /// Notes what the index holds now, unless the newest note says just that.
+    /// Notes what the index holds now, unless the newest note says just that. The note's modification time is that of
+    /// the index, so that it does not matter for the age of another program's tags when somebody came to note them.
     pub fn log_index(&self, snapshot: &IndexSnapshot) -> Result<(), StoreError> {
         let log = self.log()?;
         let Some(name) = name_of_next(&log, &snapshot.digest())? else { return Ok(()) };
         // Before anything else is made durable: on some filesystems that makes the rename of another program's index durable,
         // and not what is in it.
         self.settle_index()?;
-        log.write_durably(&self.temp()?, &name, snapshot.document().bytes())?;
+        let temp = self.temp()?;
+        let (partial, mut file) = temp.create_partial(&name)?;
+        let written = file
+            .write_all(snapshot.document().bytes())
+            .and_then(|()| date_back(&file, snapshot.modified_nanoseconds()))
+            .and_then(|()| file.sync_all())
+            .and_then(|()| temp.rename_over(&partial, &log, &name));
+        written.inspect_err(|_| drop(temp.unlink(&partial))).at("write", log.join(&name))?;
+        log.sync()?;
         forget_old(&log)
     }
 
@@ -95,8 +112,12 @@ impl Store {
         let read = move |name: String| {
             let bytes = log.as_ref()?.read_small(&name).ok()?;
             let digest = Digest::of(&bytes);
-            let written_nanoseconds = nanoseconds(&log.as_ref()?.stat(&name).ok()??.stx_mtime);
-            name.ends_with(&digest.to_string()).then_some(IndexNote { bytes, digest, written_nanoseconds })
+            let stat = log.as_ref()?.stat(&name).ok()??;
+            let set_nanoseconds = nanoseconds(&stat.stx_mtime);
+            // Where the filesystem knows no birth, this is zero.
+            let written_nanoseconds = nanoseconds(&stat.stx_btime).max(set_nanoseconds);
+            let note = IndexNote { bytes, digest, written_nanoseconds, set_nanoseconds };
+            name.ends_with(&digest.to_string()).then_some(note)
         };
         Ok(names.into_iter().rev().filter_map(read))
     }
@@ -159,7 +180,7 @@ impl Store {
                 }
                 stays
             });
-            later = note.written_nanoseconds;
+            later = note.set_nanoseconds;
         }
         if !reaches_back {
             times.nanoseconds.extend(open.into_iter().map(|key| (key, later)));
@@ -171,6 +192,18 @@ impl Store {
     fn log_reaches_back(&self) -> Result<bool, StoreError> {
         let Some(log) = self.existing_state_sub(&self.log_name())? else { return Ok(true) };
         Ok(note_names(&log)?.first().is_none_or(|first| number_of(first) == 0))
+    }
+}
+
+/// Gives a file this modification time, in nanoseconds since 1970, if that is in the past.
+fn date_back(file: &File, modified_nanoseconds: Option<i64>) -> std::io::Result<()> {
+    let Some(since_1970) = modified_nanoseconds.and_then(|modified| u64::try_from(modified).ok()) else {
+        return Ok(());
+    };
+    let modified = UNIX_EPOCH + Duration::from_nanos(since_1970);
+    match modified < file.metadata()?.modified()? {
+        true => file.set_times(FileTimes::new().set_modified(modified)),
+        false => Ok(()),
     }
 }
 
