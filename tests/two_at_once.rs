@@ -369,3 +369,49 @@ fn forty_builds_at_once_have_all_their_tags() {
     must(&pfs(&["check", "--data", ground.path()]));
     assert_sound(&ground.store);
 }
+
+/// Where two names cannot be exchanged, what other programs do between the comparison and the rename is not lost.
+#[test]
+fn a_foreign_edit_survives_where_names_cannot_be_exchanged() {
+    if !can_trace(&["skopeo", "umoci"]) {
+        return;
+    }
+    fn in_place(ground: &Ground, tag: &str) {
+        ground.store.rewrite_index(|entries| {
+            let mut entry = entries[0].clone();
+            entry["annotations"][common::REF_NAME] = tag.into();
+            entries.push(entry);
+        })
+    }
+    fn renamed(ground: &Ground, tag: &str) {
+        let (source, tag) = (ground.image("one"), tag.to_owned());
+        must(&Command::new("umoci").args(["tag", "--image", &source, &tag]).output().unwrap());
+    }
+    fn both(ground: &Ground, tag: &str) {
+        in_place(ground, "before");
+        renamed(ground, tag);
+    }
+    type Edit = fn(&Ground, &str);
+    let edits: [Edit; 3] = [in_place, renamed, both];
+    for (seed, edit) in (50..).zip(edits) {
+        let ground = Ground::new(seed);
+        let log = ground.store.beside("log");
+        let inject = ["inject=renameat2:error=EINVAL", "inject=renameat:delay_enter=3000000:when=1"];
+        let strace = ["-o", log.to_str().unwrap(), "-e", "trace=renameat,renameat2", "-e", inject[0], "-e", inject[1]];
+        let strace = [&strace[..], &["-P", ground.path(), "-P", "index.json"]].concat();
+        let image = ground.image("two");
+        let delete = program(&["delete", "--keep-blobs", &image]);
+        let strace: Vec<String> = strace.into_iter().map(Into::into).collect();
+        let mut delete = Guarded(traced(false, &strace, &delete).spawn().unwrap());
+        await_some("the rename of the index", || {
+            fs::read_to_string(&log).ok().filter(|log| log.contains("renameat(")).map(drop)
+        });
+        edit(&ground, "foreign");
+        assert!(delete.0.try_wait().unwrap().is_none(), "the edit came too late to show anything");
+        assert!(delete.0.wait().unwrap().success());
+        let tags = ground.store.tags();
+        assert!(tags.contains(&"foreign".into()) && !tags.contains(&"two".into()), "{tags:?}");
+        assert_eq!(ground.store.staged(), [""; 0]);
+        ground.settle();
+    }
+}

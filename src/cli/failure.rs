@@ -174,6 +174,9 @@ impl From<StoreError> for Failure {
             StoreError::FreedMeanwhile(_) => {
                 (Kind::Busy, Some("build it again when the other program has ended".into()))
             }
+            StoreError::IndexOverwritten { .. } => {
+                (Kind::Busy, Some("look which tag is missing, and have the other program set it again".into()))
+            }
             StoreError::IndexBusy { .. } => (Kind::Busy, Some("try again when the other program has ended".into())),
             StoreError::Missing(_) | StoreError::Damaged { .. } | StoreError::NotAFile { .. } => {
                 (Kind::Integrity, Some("pfs check STORE lists everything that is damaged".into()))

@@ -174,6 +174,11 @@ impl Dir {
         Ok(fd.at("create", self.join(name))?.into())
     }
 
+    /// A path of this directory for calls that take no descriptor, whatever has become of its name.
+    pub(super) fn proc_path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.as_fd().as_raw_fd()).into()
+    }
+
     /// Gives an unnamed file a name here. Fails with `EEXIST` if the name is taken.
     pub(super) fn link_unnamed(&self, file: &File, name: &str) -> io::Result<()> {
         let source = format!("/proc/self/fd/{}", file.as_raw_fd());

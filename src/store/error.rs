@@ -105,6 +105,12 @@ pub enum StoreError {
         /// The index file.
         path: PathBuf,
     },
+    /// The filesystem cannot exchange two names, and an index that another program had put there in the same moment is gone.
+    #[error("{} has been edited, and another program's edit of the same moment was overwritten", path.display())]
+    IndexOverwritten {
+        /// The index file.
+        path: PathBuf,
+    },
     /// The list of other layouts makes no sense.
     #[error("{}: {problem}", path.display())]
     Roots {

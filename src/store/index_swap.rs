@@ -75,7 +75,11 @@ impl Store {
             return Ok(false);
         }
         match staged.text.exchange(&self.root, INDEX)? {
-            Err(text) => text.put(&self.root, INDEX)?,
+            Err(text) => {
+                if !self.replace_index(text, &staged.before)? {
+                    return Ok(false);
+                }
+            }
             Ok(old) => {
                 if !self.is_undisturbed(old, &staged.before, staged.before_stamp, &staged.after)? {
                     return Ok(false);

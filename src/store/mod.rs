@@ -14,6 +14,7 @@ mod error;
 mod foreign;
 mod index;
 mod index_log;
+mod index_replace;
 mod index_restore;
 mod index_swap;
 mod inventory;

@@ -70,6 +70,15 @@ impl Partial {
         self.file.write_all(bytes).and_then(|()| self.file.sync_all()).at("write", self.aside.path())
     }
 
+    /// Its name in the directory for partial files.
+    pub(super) fn name(&self) -> &str {
+        &self.aside.name
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Gives it its place, replacing what is there.
     pub(super) fn put(mut self, to: &Dir, name: &str) -> Result<(), StoreError> {
         self.aside.temp.rename_over(&self.aside.name, to, name).at("replace", to.join(name))?;

@@ -11,7 +11,7 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 8 | `pfsrefs` and the version of the format, 2 |
+//! | 8 | `pfsrefs` and the version of the format, 3 |
 //! | 32 | sha-256 of the rest |
 //! | 4 + 32 n | the table: how many digests, and each; a digest is named by its place from here on |
 //! | 4 + ... | how many documents, and each: its place; how many files it was read from, and of each the place of its digest and its stamp (48 bytes); its shape (1 byte); how many links, and of each its code (1 byte) and place; how many bytes the list of blobs has, and the list |
@@ -82,7 +82,7 @@ struct Entry {
 
 const CACHE: &str = "cache";
 const FILE: &str = "references";
-const MAGIC: &[u8; 8] = b"pfsrefs\x02";
+const MAGIC: &[u8; 8] = b"pfsrefs\x03";
 const HEADER_BYTES: usize = 8 + 32;
 /// A store of 2,000 images of 5,000 chunks, most of them shared, has 30 MB.
 const FILE_BYTES_MAX: u64 = 1 << 30;
