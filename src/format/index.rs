@@ -3,13 +3,16 @@
 //! Other tools write fields, entries, an order and a white space of their own, and all of that survives an edit byte
 //! for byte: an edit cuts out or puts in the text of whole entries and leaves the rest of the text as it is.
 
-use std::{borrow::Cow, collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, fmt, ops::Range};
 
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, MapAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
-use super::FormatError;
-use crate::name::{Digest, DigestError, MediaKind, Tag};
+use super::{FormatError, descriptor::RawDescriptor, keys::each_key};
+use crate::name::{Digest, MediaKind, Tag};
 
 /// The annotation that holds the tag of an index entry: OCI image specification 1.1, "Pre-Defined Annotation Keys".
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -69,24 +72,34 @@ pub struct IndexDocument {
     entries: Vec<IndexEntry>,
 }
 
-#[derive(Deserialize)]
 struct RawIndex<'a> {
-    #[serde(borrow)]
     manifests: &'a RawValue,
 }
 
-#[derive(Deserialize)]
-pub(super) struct RawDescriptor<'a> {
-    #[serde(borrow, default, rename = "mediaType", alias = "media_type")]
-    media_type: Cow<'a, str>,
-    #[serde(borrow)]
-    digest: Cow<'a, str>,
-    #[serde(default)]
-    size: u64,
-    #[serde(default)]
-    urls: Option<Vec<serde::de::IgnoredAny>>,
-    #[serde(default)]
-    data: Option<serde::de::IgnoredAny>,
+impl<'de> Deserialize<'de> for RawIndex<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(IndexVisitor)
+    }
+}
+
+struct IndexVisitor;
+
+impl<'de> Visitor<'de> for IndexVisitor {
+    type Value = RawIndex<'de>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an index")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Self::Value, A::Error> {
+        let mut manifests = None;
+        each_key(fields, &["manifests"], |_, fields| {
+            manifests = Some(fields.next_value()?);
+            Ok(())
+        })?;
+        let manifests = manifests.ok_or_else(|| A::Error::missing_field("manifests"))?;
+        Ok(RawIndex { manifests })
+    }
 }
 
 #[derive(Deserialize)]
@@ -95,29 +108,6 @@ struct RawNames {
     annotations: Option<BTreeMap<String, serde_json::Value>>,
     #[serde(default)]
     platform: Option<Platform>,
-}
-
-impl RawDescriptor<'_> {
-    pub(super) fn kind(&self) -> MediaKind {
-        MediaKind::of(&self.media_type)
-    }
-
-    pub(super) fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Whether the blob may be missing: it can be had elsewhere, or its bytes stand in the descriptor.
-    pub(super) fn is_elsewhere(&self) -> bool {
-        self.data.is_some() || self.urls.as_ref().is_some_and(|urls| !urls.is_empty())
-    }
-
-    pub(super) fn digest(&self) -> Result<DescriptorDigest, DigestError> {
-        match Digest::from_oci(&self.digest) {
-            Ok(digest) => Ok(DescriptorDigest::Sha256(digest)),
-            Err(DigestError::OtherAlgorithm(text)) => Ok(DescriptorDigest::Other(text)),
-            Err(source) => Err(source),
-        }
-    }
 }
 
 impl Descriptor {
@@ -229,8 +219,8 @@ fn entry(at: usize, span: Range<usize>, raw: &RawValue) -> Result<IndexEntry, Fo
     Ok(IndexEntry {
         descriptor: Descriptor {
             digest: descriptor.digest().map_err(bad_digest)?,
-            media_type: descriptor.media_type.into_owned(),
-            size: descriptor.size,
+            size: descriptor.size(),
+            media_type: descriptor.into_media_type(),
         },
         tag: name.and_then(|name| name.parse().ok()),
         named: [REF_NAME, CONTAINERD_NAME].iter().any(|key| annotations.contains_key(*key)),

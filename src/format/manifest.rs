@@ -6,10 +6,10 @@ use std::{borrow::Cow, fmt};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
+    de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use super::{DescriptorDigest, FormatError, index::RawDescriptor};
+use super::{DescriptorDigest, FormatError, descriptor::RawDescriptor, keys::each_key};
 use crate::name::{Digest, DigestError, MediaKind};
 
 /// What a manifest or a nested index refers to. Lists that a document does not have are empty.
@@ -38,6 +38,20 @@ pub struct Link {
     pub size: u64,
     /// Whether the blob may be missing: the descriptor has `urls`, as foreign layers do, or the bytes themselves as `data`.
     pub is_elsewhere: bool,
+    /// The bytes themselves, where they stand in the descriptor; their digest is not checked.
+    pub data: Option<Vec<u8>>,
+}
+
+impl Link {
+    fn of(mut raw: RawDescriptor<'_>) -> Result<Self, DigestError> {
+        Ok(Self {
+            kind: raw.kind(),
+            digest: raw.digest()?,
+            size: raw.size(),
+            is_elsewhere: raw.is_elsewhere(),
+            data: raw.take_data(),
+        })
+    }
 }
 
 #[derive(Default)]
@@ -67,45 +81,20 @@ impl<'de> Visitor<'de> for ManifestVisitor {
         formatter.write_str("a manifest or an index")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Self::Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Self::Value, A::Error> {
         let mut raw = RawManifest::default();
-        let mut seen = [false; KEYS.len()];
-        while let Some(name) = fields.next_key::<Cow<'de, str>>()? {
-            if let Some(at) = KEYS.iter().position(|key| *key == name)
-                && std::mem::replace(&mut seen[at], true)
-            {
-                return Err(A::Error::custom(format_args!("duplicate field `{name}`")));
+        each_key(fields, &KEYS, |at, fields| {
+            match at {
+                0 => raw.manifests = fields.next_value()?,
+                1 => raw.config = fields.next_value()?,
+                2 => raw.layers = fields.next_value()?,
+                3 => raw.blobs = fields.next_value()?,
+                _ => raw.subject = fields.next_value()?,
             }
-            match &*name {
-                "manifests" => raw.manifests = fields.next_value()?,
-                "config" => raw.config = fields.next_value()?,
-                "layers" => raw.layers = fields.next_value()?,
-                "blobs" => raw.blobs = fields.next_value()?,
-                "subject" => raw.subject = fields.next_value()?,
-                other => match near_miss(other, &KEYS) {
-                    Some(key) => return Err(A::Error::custom(near_miss_problem(other, key))),
-                    None => drop(fields.next_value::<IgnoredAny>()?),
-                },
-            }
-        }
+            Ok(())
+        })?;
         Ok(raw)
     }
-}
-
-/// The one of these keys that another one differs from in case only, so that Go's decoder takes it for that key.
-pub(super) fn near_miss<'k>(name: &str, keys: &[&'k str]) -> Option<&'k str> {
-    // The two letters outside ASCII that fold to letters in it.
-    let fold = |c: char| match c {
-        '\u{17f}' => 's',
-        '\u{212a}' => 'k',
-        other => other.to_ascii_lowercase(),
-    };
-    let differs = |key: &str| key != name && name.chars().map(fold).eq(key.chars().map(fold));
-    keys.iter().find(|key| differs(key)).copied()
-}
-
-pub(super) fn near_miss_problem(name: &str, key: &str) -> String {
-    format!("the key {name:?} is {key:?} to some programs and to others not, so it is not known what is needed")
 }
 
 /// A list of descriptors, each examined as it comes.
@@ -134,13 +123,8 @@ impl<'de> Visitor<'de> for LinksVisitor {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Links, A::Error> {
         let (mut links, mut at) = (Links::default(), 0);
         while let Some(raw) = list.next_element::<RawDescriptor<'de>>()? {
-            match raw.digest() {
-                Ok(digest) => links.kept.push(Link {
-                    kind: raw.kind(),
-                    digest,
-                    size: raw.size(),
-                    is_elsewhere: raw.is_elsewhere(),
-                }),
+            match Link::of(raw) {
+                Ok(link) => links.kept.push(link),
                 Err(source) => links.problem = links.problem.or(Some((at, source))),
             }
             at += 1;
@@ -242,8 +226,7 @@ impl ManifestDocument {
 
 fn link(name: &str, raw: Option<RawDescriptor<'_>>) -> Result<Option<Link>, FormatError> {
     let Some(raw) = raw else { return Ok(None) };
-    let digest = raw.digest().map_err(|source| bad_digest(name, 0, source))?;
-    Ok(Some(Link { kind: raw.kind(), digest, size: raw.size(), is_elsewhere: raw.is_elsewhere() }))
+    Link::of(raw).map(Some).map_err(|source| bad_digest(name, 0, source))
 }
 
 fn links(name: &str, list: Option<Links>) -> Result<Vec<Link>, FormatError> {

@@ -3,9 +3,11 @@
 //! `docs/format.md` is the description; where bytes and that page disagree, the page has a bug.
 
 mod chunks_named;
+mod descriptor;
 mod error;
 mod file_map;
 mod index;
+mod keys;
 mod layer;
 mod layer_builder;
 mod manifest;

@@ -1,7 +1,7 @@
 //! What one document refers to, and the form in which that is remembered.
 
 use crate::{
-    format::{DescriptorDigest, Link, ManifestDocument},
+    format::{DescriptorDigest, Link, ManifestDocument, MentionScanner},
     name::{Digest, MediaKind},
     store::Remembered,
 };
@@ -90,37 +90,57 @@ impl References {
     /// What a manifest or an index refers to. Of layers and configs, other algorithms name files that are never collected.
     pub(super) fn of_document(document: &ManifestDocument) -> Result<Self, OtherAlgorithm> {
         let shape = if document.is_index() { Shape::Index } else { Shape::Manifest };
-        let (mut links, mut blobs) = (Vec::new(), Vec::new());
+        let mut references = Self { shape, links: Vec::new(), blobs: Blobs::Named(Vec::new()) };
         let children = document.manifests.iter().map(|link| (Role::Child, link));
         for (role, link) in children.chain(document.subject.iter().map(|link| (Role::Subject, link))) {
+            references.add_embedded(link)?;
             match &link.digest {
-                DescriptorDigest::Sha256(digest) => {
-                    links.push(Reference { role, kind: link.kind, digest: *digest });
-                }
+                DescriptorDigest::Sha256(digest) => references.add_link(role, link.kind, *digest),
                 DescriptorDigest::Other(text) => return Err(OtherAlgorithm(text.clone())),
             }
         }
         let leaf = |link| (Role::Leaf, link);
         let leaves = document.config.iter().map(leaf).chain(document.layers.iter().map(|link| (Role::Layer, link)));
-        for (role, Link { kind, digest, is_elsewhere, .. }) in leaves.chain(document.blobs.iter().map(leaf)) {
-            let digest = match (digest, kind) {
-                (DescriptorDigest::Sha256(digest), _) => digest,
-                (DescriptorDigest::Other(_), MediaKind::Chunk | MediaKind::Leaf | MediaKind::Inodes) => continue,
-                // What it names would have to be known.
-                (DescriptorDigest::Other(text), _) => return Err(OtherAlgorithm(text.clone())),
-            };
-            if *is_elsewhere {
-                links.push(Reference { role: Role::Child, kind: *kind, digest: *digest });
-                continue;
-            }
-            match kind {
-                MediaKind::Chunk | MediaKind::Leaf | MediaKind::Inodes => blobs.push(*digest),
-                MediaKind::Rootfs | MediaKind::Index | MediaKind::Manifest | MediaKind::Unknown => {
-                    links.push(Reference { role, kind: *kind, digest: *digest });
-                }
-            }
+        for (role, link) in leaves.chain(document.blobs.iter().map(leaf)) {
+            references.add_embedded(link)?;
+            references.add_leaf(role, link)?;
         }
-        Ok(Self { shape, links, blobs: Blobs::Named(blobs) })
+        Ok(references)
+    }
+
+    fn add_leaf(&mut self, role: Role, link: &Link) -> Result<(), OtherAlgorithm> {
+        let is_leaf = matches!(link.kind, MediaKind::Chunk | MediaKind::Leaf | MediaKind::Inodes);
+        match (&link.digest, &mut self.blobs) {
+            (DescriptorDigest::Other(_), _) if is_leaf => {}
+            // What it names would have to be known.
+            (DescriptorDigest::Other(text), _) => return Err(OtherAlgorithm(text.clone())),
+            (DescriptorDigest::Sha256(digest), _) if link.is_elsewhere => {
+                self.add_link(Role::Child, link.kind, *digest);
+            }
+            (DescriptorDigest::Sha256(digest), Blobs::Named(blobs)) if is_leaf => blobs.push(*digest),
+            (DescriptorDigest::Sha256(digest), _) => self.add_link(role, link.kind, *digest),
+        }
+        Ok(())
+    }
+
+    fn add_link(&mut self, role: Role, kind: MediaKind, digest: Digest) {
+        self.links.push(Reference { role, kind, digest });
+    }
+
+    /// What a document refers to that stands in a descriptor as `data`. The blob may be nowhere else, and what it refers to
+    /// may be missing; what is here is kept.
+    fn add_embedded(&mut self, link: &Link) -> Result<(), OtherAlgorithm> {
+        let Some(data) = &link.data else { return Ok(()) };
+        if let Ok(document) = ManifestDocument::parse(data) {
+            let embedded = Self::of_document(&document)?;
+            self.links.extend(embedded.links.into_iter().map(|link| Reference { role: Role::Child, ..link }));
+        }
+        let mut scanner = MentionScanner::default();
+        scanner.feed(data);
+        for digest in scanner.finish() {
+            self.add_link(Role::Child, MediaKind::Unknown, digest);
+        }
+        Ok(())
     }
 
     /// The rootfs of a puzzlefs image: the first layer that is one.
