@@ -404,3 +404,33 @@ fn a_store_whose_processes_cannot_be_seen_is_not_collected() {
     assert!(stderr(&refused).contains("no /proc"), "{}", stderr(&refused));
     assert_eq!(store.blobs(), before);
 }
+
+/// A lease from another machine counts until a person lets go of it; one that is held here cannot be let go of.
+#[test]
+fn a_lease_of_which_nobody_can_tell_is_let_go_of_by_a_person() {
+    let store = store();
+    let lease = store.mount_lease("app");
+    let forget = |id: &str| pfs(&["mounts", "--forget", id, text(&store.path)]);
+    assert_eq!(forget(lease.id()).status.code(), Some(13), "it is held");
+    let path = store.path.join(".pfs/leases").join(lease.id());
+    let mut record: serde_json::Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    store.release(lease).unwrap();
+    for (key, value) in [("boot_id", "another boot"), ("machine_id", "another machine"), ("host", "elsewhere")] {
+        record[key] = value.into();
+    }
+    fs::write(store.path.join(".pfs/leases/restored"), format!("{record}\n")).unwrap();
+    let listed = stdout(&pfs(&["mounts", text(&store.path)]));
+    assert!(listed.contains("foreign"), "{listed}");
+    let image = format!("{}:app", text(&store.path));
+    let refused = pfs(&["delete", &image]);
+    assert_eq!(refused.status.code(), Some(13));
+    let said = stderr(&refused);
+    assert!(said.contains("taken on elsewhere, and nobody here can tell"), "{said}");
+    assert!(said.contains(&format!("pfs mounts --forget restored {}", text(&store.path))), "{said}");
+    assert!(pfs(&["delete", "--force", &image]).status.success());
+    assert!(!store.blobs().is_empty(), "what may be mounted elsewhere stays");
+    assert_eq!(forget("restored").status.code(), Some(0));
+    assert_eq!(forget("restored").status.code(), Some(12), "it is gone");
+    assert!(pfs(&["gc", "--now", "--min-age", "0", text(&store.path)]).status.success());
+    assert!(store.blobs().is_empty());
+}

@@ -1,6 +1,6 @@
 //! `pfs delete`.
 
-use std::fmt::Write;
+use std::{fmt::Write, path::Path};
 
 use pfs::{
     delete::{Conflict, DeleteError, DeleteOptions, DeletePlan, DeleteReport, KeptBytes, Target},
@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{
     Context, Ending,
-    failure::{Failure, Kind},
+    failure::{Failure, Kind, forget_hint},
     gc::hold,
     output::{age, bytes, count, print, print_json, unreadable_line},
 };
@@ -64,7 +64,7 @@ fn delete(context: &Context, args: &Args) -> Ending {
     let options = DeleteOptions { force, all, keep_blobs: args.keep_blobs, no_prune: args.no_prune, hold: args.hold };
     let selectors: Vec<_> = references.into_iter().map(|reference| reference.selector).collect();
     let now = context.now_seconds();
-    let plan = DeletePlan::new(&store, &selectors, options, now).map_err(|error| failure(error, args))?;
+    let plan = DeletePlan::new(&store, &selectors, options, now).map_err(|error| failure(error, args, &path))?;
     let outcome = if args.dry_run {
         let mut outcome = Outcome { dry_run: true, targets: plan.targets().to_vec(), ..Outcome::default() };
         if !args.keep_blobs {
@@ -80,7 +80,7 @@ fn delete(context: &Context, args: &Args) -> Ending {
         }
         outcome
     } else {
-        let mut outcome = Outcome::of(plan.apply(&store, now, &watch).map_err(|error| failure(error, args))?);
+        let mut outcome = Outcome::of(plan.apply(&store, now, &watch).map_err(|error| failure(error, args, &path))?);
         outcome.hidden = outcome.hidden.filter(|_| args.hold != Hold::Seconds(0));
         outcome
     };
@@ -93,9 +93,12 @@ fn delete(context: &Context, args: &Args) -> Ending {
 }
 
 /// The hint of a mounted image is a line that can be run as it is.
-fn failure(error: DeleteError, args: &Args) -> Failure {
+fn failure(error: DeleteError, args: &Args, store: &Path) -> Failure {
     match &error {
         DeleteError::Conflict(Conflict::Mounted { at, .. }) => {
+            if let Some(hint) = at.iter().find_map(|at| forget_hint(at, store)) {
+                return Failure::new(Kind::InUse, error).hint(hint);
+            }
             let places: Vec<_> = at.iter().map(|at| at.mountpoint.display().to_string()).collect();
             let (places, references) = (places.join(" "), args.references.join(" "));
             let hint = format!(

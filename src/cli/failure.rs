@@ -1,12 +1,15 @@
 //! How an error of the library becomes an exit code and a hint. One place, one table.
 
-use std::{io::Write, path::PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use anstyle::{AnsiColor, Style};
 use pfs::{
     build::BuildError,
     check::CheckError,
-    delete::{Conflict, DeleteError},
+    delete::{Conflict, DeleteError, MountedAt},
     explain::ExplainError,
     gc::GcError,
     graph::{ImageError, RootOrigin, WalkError, WalkProblem},
@@ -397,13 +400,20 @@ impl From<DeleteError> for Failure {
     }
 }
 
+/// What a person may do who knows that a mount is over, where pfs cannot know.
+pub(super) fn forget_hint(at: &MountedAt, store: &Path) -> Option<String> {
+    let (lease, _) = at.foreign.as_ref()?;
+    Some(format!("if that mount is over: pfs mounts --forget {lease} {}", store.display()))
+}
+
 impl From<Conflict> for Failure {
     fn from(conflict: Conflict) -> Self {
-        let first = |at: &[pfs::delete::MountedAt]| at.first().map(|at| at.mountpoint.clone()).unwrap_or_default();
+        let first = |at: &[MountedAt]| at.first().map(|at| at.mountpoint.clone()).unwrap_or_default();
         let umount = |path: PathBuf| format!("pfs umount {}", path.display());
         match conflict {
             Conflict::DigestMounted { ref at, .. } => {
-                let hint = umount(first(at));
+                let hint =
+                    at.iter().find_map(|at| forget_hint(at, Path::new("STORE"))).unwrap_or_else(|| umount(first(at)));
                 Self::new(Kind::InUse, conflict).hint(hint)
             }
             Conflict::SeveralTags { .. } => {

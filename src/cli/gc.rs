@@ -364,6 +364,7 @@ fn holder(lease: &LeaseState) -> Option<String> {
     let record = lease.record.as_ref()?;
     let place = record.mountpoint.as_ref().map(|path| format!("the mount at {}", path.display()));
     let what = place.unwrap_or_else(|| "a running build".into());
-    let doubt = lease.foreign.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
+    let doubt = lease.foreign.as_ref();
+    let doubt = doubt.map(|why| format!("; {why}: if it is, pfs mounts --forget {}", lease.id)).unwrap_or_default();
     Some(format!("{what} (pid {}, since {}{doubt})", record.pid, record.since))
 }

@@ -10,18 +10,23 @@ use serde_json::json;
 
 use super::{
     Context, Ending,
+    failure::{Failure, Kind},
     output::{age, print, print_json, table},
 };
 
 /// List the mounts of a store, or of every store that has one here.
 ///
 /// Mounts in other containers are known by their leases. "dead" is a mount whose process was killed; pfs umount clears
-/// it away.
+/// it away. "foreign" is one of which nobody here can tell whether it is over, on another host or from a restored backup. It
+/// counts as live until somebody who knows lets it go with --forget.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  pfs mounts\n  pfs mounts /srv/oci\n  pfs mounts --json /srv/oci")]
 pub struct Args {
     /// The layout directory.
     store: Option<PathBuf>,
+    /// Let go of this lease, as an error message or --json names it, because what held it is over.
+    #[arg(long, value_name = "LEASE", requires = "store")]
+    forget: Option<String>,
     /// One JSON document.
     #[arg(long)]
     json: bool,
@@ -35,6 +40,9 @@ pub fn run(context: &Context, args: Args) -> Ending {
 fn act(context: &Context, args: Args) -> Ending {
     let named = args.store.as_ref().or(context.globals.store.as_ref());
     let store = named.map(|path| Store::open(path)).transpose()?;
+    if let (Some(id), Some(store)) = (&args.forget, &store) {
+        return forget(store, id);
+    }
     let mut mounts = mount::mounts(store.as_ref())?;
     if let Some(store) = &store {
         mounts.retain(|state| state.store.as_deref() == Some(store.path()));
@@ -50,6 +58,21 @@ fn act(context: &Context, args: Args) -> Ending {
         print(&table(&["IMAGE", "MOUNTPOINT", "DIGEST", "PID", "SINCE", "PINS", "STATE"], &[3, 5], rows))?;
     }
     Ok(0)
+}
+
+fn forget(store: &Store, id: &str) -> Ending {
+    match store.forget_lease(id)? {
+        Some(true) => print(&format!("forgot {id}; the next pfs gc frees what only it kept\n")).map(|()| 0),
+        Some(false) => {
+            let problem = format!("the lease {id} is held by a process that is alive");
+            Err(Failure::new(Kind::InUse, anyhow::anyhow!(problem)).hint("pfs umount ends a mount"))
+        }
+        None => {
+            let problem = format!("{} has no lease {id}", store.path().display());
+            Err(Failure::new(Kind::NotFound, anyhow::anyhow!(problem))
+                .hint("pfs mounts --json lists the leases of mounts"))
+        }
+    }
 }
 
 fn row(state: &MountState, now: i64) -> Vec<String> {
@@ -77,6 +100,7 @@ fn mountpoint(state: &MountState) -> String {
 fn life(life: Life) -> &'static str {
     match life {
         Life::Live => "live",
+        Life::Foreign => "foreign",
         Life::DeadMount => "dead",
         Life::DeadLease => "ended",
         Life::NoLease => "no lease",

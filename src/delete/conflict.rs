@@ -19,6 +19,8 @@ pub struct MountedAt {
     pub pid: u32,
     /// Since when.
     pub since: jiff::Timestamp,
+    /// Where nobody here can tell whether it is over: the name of its lease, and why.
+    pub foreign: Option<(String, String)>,
 }
 
 /// Why an image cannot be deleted.
@@ -74,8 +76,10 @@ fn whole_second(time: jiff::Timestamp) -> jiff::Timestamp {
 }
 
 fn places(at: &[MountedAt]) -> String {
-    let place =
-        |at: &MountedAt| format!("{} (pid {}, since {})", at.mountpoint.display(), at.pid, whole_second(at.since));
+    let place = |at: &MountedAt| {
+        let doubt = at.foreign.as_ref().map(|(_, why)| format!("; {why}")).unwrap_or_default();
+        format!("{} (pid {}, since {}{doubt})", at.mountpoint.display(), at.pid, whole_second(at.since))
+    };
     at.iter().map(place).collect::<Vec<_>>().join(", ")
 }
 
@@ -145,14 +149,16 @@ pub(super) fn digests_without(index: &IndexDocument, places: &[usize]) -> HashSe
 
 /// The live mounts of these manifests.
 fn mounts_of(family: &[Digest], leases: &[LeaseState]) -> Vec<MountedAt> {
-    let live = leases.iter().filter(|lease| lease.live).filter_map(|lease| lease.record.as_ref());
-    let mounts = live.filter(|record| record.kind == LeaseKind::Mount);
+    let live = leases.iter().filter(|lease| lease.live);
+    let mounts = live.filter_map(|lease| Some((lease, lease.record.as_ref()?)));
     mounts
-        .filter(|record| record.manifest.is_some_and(|manifest| family.contains(&manifest)))
-        .map(|record| MountedAt {
+        .filter(|(_, record)| record.kind == LeaseKind::Mount)
+        .filter(|(_, record)| record.manifest.is_some_and(|manifest| family.contains(&manifest)))
+        .map(|(lease, record)| MountedAt {
             mountpoint: record.mountpoint.clone().unwrap_or_default(),
             pid: record.pid,
             since: record.since,
+            foreign: lease.foreign.clone().map(|why| (lease.id.clone(), why)),
         })
         .collect()
 }

@@ -43,6 +43,8 @@ pub struct MountState {
 pub enum Life {
     /// Its lease is held.
     Live,
+    /// Nobody here can tell whether its lease is held: it counts as live.
+    Foreign,
     /// Its process is dead, and it still stands in the mount table.
     DeadMount,
     /// Its process is dead, and only the lease file is left.
@@ -83,6 +85,7 @@ fn from_lease(store: &Store, lease: &LeaseState, lines: &[MountLine]) -> MountSt
     let mountpoint = record.and_then(|record| record.mountpoint.clone());
     let line = lines.iter().find(|line| Some(&line.mountpoint) == mountpoint.as_ref());
     let life = match (lease.live, line) {
+        (true, _) if lease.foreign.is_some() => Life::Foreign,
         (true, _) => Life::Live,
         (false, Some(line)) if is_dead(&line.mountpoint) => Life::DeadMount,
         (false, _) => Life::DeadLease,

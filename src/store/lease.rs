@@ -242,6 +242,21 @@ impl Store {
         Ok(true)
     }
 
+    /// Removes the file of a lease of which nobody here can tell whether its owner is alive, because somebody knows that it is
+    /// not; also of a dead one. `Some(false)` if it is alive here, `None` if there is no such lease.
+    pub fn forget_lease(&self, id: &str) -> Result<Option<bool>, StoreError> {
+        let Some(leases) = self.existing_state_sub(LEASES)? else { return Ok(None) };
+        if !leases.names()?.iter().any(|name| name == id.as_bytes()) {
+            return Ok(None);
+        }
+        let state = lease_state(&leases, id.into())?;
+        if state.live && state.foreign.is_none() {
+            return Ok(Some(false));
+        }
+        leases.unlink(id).at("remove", leases.join(id))?;
+        Ok(Some(true))
+    }
+
     /// Removes the file of a lease of ours, which is dead when this returns.
     pub fn release(&self, lease: Lease) -> Result<(), StoreError> {
         let leases = self.state()?.make_sub(LEASES)?;
@@ -276,11 +291,7 @@ fn lease_state(leases: &Dir, id: String) -> Result<LeaseState, StoreError> {
         Ok((record, claims)) => {
             let life = if locked { Life::Live } else { record.life_without_lock(device) };
             let live = life != Life::Dead;
-            let foreign = if let Life::Foreign(why) = life {
-                Some(format!("{why}: remove {} if it is", path.display()))
-            } else {
-                None
-            };
+            let foreign = if let Life::Foreign(why) = life { Some(why) } else { None };
             Ok(LeaseState { id, record: Some(record), claims, live, foreign })
         }
         Err(problem) if locked => Err(StoreError::Lease { path, problem }),
