@@ -1,7 +1,8 @@
 """The part `growth`: how costs grow over three sizes of what they could depend on."""
-import os
+import os, shutil
 
 from . import trees
+from .collecting import exclusive_holds
 from .machine import drop_caches, measured, run
 from .peers import PfsPlain, cold
 from .starts import first_stats
@@ -11,6 +12,7 @@ from .trees import SyntheticStore, reader
 CHUNKS = 5_000
 # Images and blobs.
 STORES = [(333, 50_000), (667, 100_000), (2_000, 300_000)]
+ENTRIES = [25_000, 50_000, 100_000]
 
 
 def access(bench):
@@ -57,6 +59,38 @@ def stores(bench):
         print_curve(act + ", s", {name: column(rounds, "seconds") for name, rounds in samples.items()})
         print_curve(act + ", peak MiB", {name: column(rounds, "peak_mib") for name, rounds in samples.items()})
     return curves
+
+
+def entries(bench):
+    """Indexes of more and more entries, half of them without a tag: what looks at all of them, and what removes half."""
+    points = {f"{count:,} entries": trees.long_index(bench.work, count) for count in ENTRIES}
+    curves = {act: {name: [] for name in points} for act in [*INDEX_ACTS, "the exclusive lock in that prune"]}
+    for _ in bench.each_round("entries"):
+        for name, origin in points.items():
+            store = os.path.join(bench.work, "index-copy")
+            shutil.rmtree(store, ignore_errors=True)
+            run("cp", "-a", origin, store)
+            for act, arguments in INDEX_ACTS.items():
+                curves[act][name].append(measured(bench.pfs, *[word.replace("STORE", store) for word in arguments]))
+            run("cp", "-a", os.path.join(origin, "index.json"), store)
+            holds = exclusive_holds("prune", bench.pfs, "prune", "-q", "--yes", "--hold", "0", store)
+            curves["the exclusive lock in that prune"][name].append({"longest_ms": max(holds, default=0)})
+            shutil.rmtree(store)
+    *acts, lock = curves.items()
+    for act, samples in acts:
+        print_curve(act + ", s", {name: column(rounds, "seconds") for name, rounds in samples.items()})
+    print_curve(lock[0] + ", longest ms", {name: column(rounds, "longest_ms") for name, rounds in lock[1].items()})
+    return curves
+
+
+# In this order.
+INDEX_ACTS = {
+    "gc -n": ["gc", "-n", "STORE"],
+    "prune -n": ["prune", "-n", "STORE"],
+    "prune -n --free": ["prune", "-n", "--free", "1PB", "STORE"],
+    "delete of one tag": ["delete", "-q", "--hold", "0", "STORE:t1"],
+    "prune of half": ["prune", "-q", "--yes", "--hold", "0", "STORE"],
+}
 
 
 def collect_cold(bench, store):

@@ -143,3 +143,34 @@ class SyntheticStore:
     def forget(self):
         """Removes what pfs remembers of documents."""
         shutil.rmtree(os.path.join(self.path, ".pfs/cache"), ignore_errors=True)
+
+
+def long_index(work, entries):
+    """A store whose index has so many entries, each with a manifest and a layer of its own; every second one has a tag."""
+    path = os.path.join(work, f"index-{entries}")
+
+    def make(new):
+        blobs = os.path.join(new, "blobs/sha256")
+        os.makedirs(blobs)
+
+        def put(content, media_type):
+            digest = hashlib.sha256(content).hexdigest()
+            with open(os.path.join(blobs, digest), "wb") as file:
+                file.write(content)
+            return {"mediaType": f"application/vnd.oci.{media_type}", "digest": f"sha256:{digest}", "size": len(content)}
+
+        config, listed = put(b"{}", "empty.v1+json"), []
+        for number in range(entries):
+            layer = put(f"layer {number}".encode() * 10, "image.layer.v1.tar")
+            manifest = {"schemaVersion": 2, "config": config, "layers": [layer]}
+            entry = put(json.dumps(manifest).encode(), "image.manifest.v1+json")
+            if number % 2:
+                entry["annotations"] = {"org.opencontainers.image.ref.name": f"t{number}"}
+            listed.append(entry)
+        for name, document in [("oci-layout", {"imageLayoutVersion": "1.0.0"}),
+                               ("index.json", {"schemaVersion": 2, "manifests": listed})]:
+            with open(os.path.join(new, name), "w") as file:
+                json.dump(document, file)
+
+    once(path, make)
+    return path

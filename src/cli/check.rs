@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long)]
     repair: bool,
     /// How long ago a wrong blob must have been changed for --repair to set it aside.
-    #[arg(long, value_name = "AGE", default_value = "10m", value_parser = super::gc::duration)]
+    #[arg(long, value_name = "AGE", default_value = "10m", value_parser = super::duration::duration)]
     min_age: Duration,
     /// One JSON document.
     #[arg(long)]

@@ -11,8 +11,8 @@ use serde_json::json;
 
 use super::{
     Context, Ending,
+    duration::hold,
     failure::{Failure, Kind, forget_hint},
-    gc::hold,
     output::{age, bytes, count, print, print_json, unreadable_line},
 };
 

@@ -17,6 +17,7 @@ use serde_json::json;
 
 use super::{
     Context, Ending, Failure,
+    duration::{duration, hold},
     output::{age, bytes, count, print, print_json, unreadable_line},
 };
 
@@ -60,54 +61,6 @@ pub struct Args {
     /// One JSON document.
     #[arg(long)]
     json: bool,
-}
-
-/// `auto`, or a duration.
-pub fn hold(text: &str) -> Result<Hold, String> {
-    match text {
-        "auto" => Ok(Hold::Auto),
-        _ => Ok(Hold::Seconds(duration(text)?.as_secs())),
-    }
-}
-
-/// Units of durations, with their seconds. `m` is minutes, `mo` months of 30 days.
-const UNITS: &[(&[&str], u64)] = &[
-    (&["s", "sec", "secs", "second", "seconds"], 1),
-    (&["m", "min", "mins", "minute", "minutes"], 60),
-    (&["h", "hr", "hrs", "hour", "hours"], 3600),
-    (&["d", "day", "days"], 24 * 3600),
-    (&["w", "week", "weeks"], 7 * 24 * 3600),
-    (&["mo", "month", "months"], 30 * 24 * 3600),
-    (&["y", "year", "years"], 365 * 24 * 3600),
-];
-
-/// A duration: whole numbers, each with a unit, as in `90s`, `2h 30m`, `4w`. Only 0 needs no unit.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let mut rest = text.trim();
-    if rest == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let mut seconds: u64 = 0;
-    while !rest.is_empty() {
-        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let number = rest[..digits].parse::<u64>();
-        let number = number.map_err(|_| format!("{text:?} is no duration, as in 90s, 30min, 12h, 7d, 4w, 6mo, 1y"))?;
-        rest = rest[digits..].trim_start();
-        let letters = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_alphabetic()).len();
-        let unit = &rest[..letters];
-        rest = rest[letters..].trim_start();
-        let known = UNITS.iter().find(|(names, _)| names.contains(&unit));
-        let (_, factor) = known.ok_or_else(|| match unit {
-            "" => format!("{number} needs a unit, as in {number}s, {number}min, {number}h, {number}d"),
-            _ => format!("{unit:?} is no unit; s, min, h, d, w, mo and y are"),
-        })?;
-        let more = number.checked_mul(*factor).and_then(|more| seconds.checked_add(more));
-        seconds = more.ok_or_else(|| format!("{text:?} is too long"))?;
-    }
-    match text.trim().is_empty() {
-        true => Err("a duration, as in 7d, is missing".into()),
-        false => Ok(Duration::from_secs(seconds)),
-    }
 }
 
 pub fn run(context: &Context, args: Args) -> Ending {

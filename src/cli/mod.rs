@@ -6,6 +6,7 @@ mod build;
 mod check;
 mod delete;
 mod du;
+mod duration;
 mod failure;
 mod gc;
 mod inspect;

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{
     Context, Ending,
-    gc::duration,
+    duration::duration,
     output::{print, print_json},
 };
 

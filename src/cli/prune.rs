@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::{
     Context, Ending, Failure,
-    gc::{duration, hold},
+    duration::{duration, hold},
     output::{age, bytes, count, print, print_json, table, timestamp},
 };
 

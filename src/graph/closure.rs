@@ -1,5 +1,7 @@
 //! Questions to a complete graph: what a root needs, and how many need a blob.
 
+use hashbrown::HashSet;
+
 use super::{ImageGraph, NodeKind};
 use crate::name::Digest;
 
@@ -23,6 +25,18 @@ impl ImageGraph {
     pub fn closure(&self, nodes: &[usize]) -> Closure {
         match nodes {
             [node] if self.nodes()[*node].children.is_empty() => Closure(self.nodes()[*node].needs.clone()),
+            // Costs what it finds, not what the graph has: it is asked for each entry of an index.
+            [node] => {
+                let mut seen: HashSet<usize> = [*node].into_iter().collect();
+                let (mut open, mut needs) = (vec![*node], Vec::new());
+                while let Some(node) = open.pop() {
+                    needs.extend_from_slice(&self.nodes()[node].needs);
+                    open.extend(self.nodes()[node].children.iter().filter(|child| seen.insert(**child)));
+                }
+                needs.sort_unstable();
+                needs.dedup();
+                Closure(needs)
+            }
             _ => {
                 let reached = self.reach(nodes);
                 Closure((0..).zip(reached).filter(|(_, reached)| *reached).map(|(blob, _)| blob).collect())

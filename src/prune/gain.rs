@@ -6,7 +6,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{HashMap, HashSet},
+    collections::{BinaryHeap, HashMap, HashSet},
 };
 
 use super::policy::{Entry, GoReason, KeepReason, PruneVerdict};
@@ -22,6 +22,8 @@ pub(super) struct Gains<'f> {
     holders: Vec<u32>,
     names: Vec<u32>,
     groups: Vec<Group>,
+    /// The groups whose gain has grown since somebody looked.
+    grown: Vec<usize>,
     /// What has fallen free so far.
     pub freed: u64,
 }
@@ -45,7 +47,7 @@ impl<'f> Gains<'f> {
         let freed_bytes = |blob| facts.inventory.get(&graph.digest(blob)).map_or(0, |stat| stat.freed_bytes());
         let sizes = (0..u32::try_from(graph.len()).unwrap_or(u32::MAX)).map(freed_bytes).collect();
         let (holders, names) = (vec![0; graph.len()], vec![0; graph.len()]);
-        let mut gains = Self { graph, sizes, holders, names, groups: groups(entries), freed: 0 };
+        let mut gains = Self { graph, sizes, holders, names, groups: groups(entries), grown: Vec::new(), freed: 0 };
         for number in 0..gains.groups.len() {
             gains.hold(number);
         }
@@ -75,7 +77,9 @@ impl<'f> Gains<'f> {
     /// If a blob has one holder left, and that can go, the blob is its gain.
     fn settle(&mut self, blob: usize) {
         if self.holders[blob] == 1 && self.names[blob] != FIXED {
-            self.groups[self.names[blob] as usize - 1].gain += self.sizes[blob];
+            let number = self.names[blob] as usize - 1;
+            self.groups[number].gain += self.sizes[blob];
+            self.grown.push(number);
         }
     }
 
@@ -126,26 +130,26 @@ impl<'f> Gains<'f> {
     /// those the oldest, of those the largest. What turns out not to have been needed for it is taken back.
     pub fn choose(&mut self, entries: &[Entry], verdicts: &mut [PruneVerdict], frees: &mut [u64], wanted: u64) {
         let mut chosen = Vec::new();
+        let free = |place: &usize| verdicts[*place] == PruneVerdict::Keep(KeepReason::Enough);
+        let may_go: Vec<bool> = self.groups.iter().map(|group| !group.gone && group.entries.iter().all(free)).collect();
+        let mut best = BinaryHeap::new();
+        self.grown = (0..self.groups.len()).collect();
         while self.freed < wanted {
-            let Some(next) = self.next(entries, verdicts) else { break };
-            frees[self.groups[next].last()] = self.remove(next);
-            chosen.push(next);
+            // A gain only grows, so what is said of it here twice counts as the larger one says.
+            let grown = std::mem::take(&mut self.grown).into_iter().filter(|number| may_go[*number]);
+            best.extend(grown.map(|number| self.groups[number].rank(entries, number)));
+            let Some((gain, .., number)) = best.pop() else { break };
+            let Group { gone, gain: now, .. } = self.groups[number];
+            if gain > 0 && !gone && gain == now {
+                frees[self.groups[number].last()] = self.remove(number);
+                chosen.push(number);
+            }
         }
         chosen.retain(|number| !self.take_back(*number, wanted));
         self.groups.iter().filter(|group| !group.gone).for_each(|group| frees[group.last()] = 0);
         let is_enough = self.freed >= wanted;
         self.tell(verdicts, is_enough);
         self.measure(&chosen, frees);
-    }
-
-    fn next(&self, entries: &[Entry], verdicts: &[PruneVerdict]) -> Option<usize> {
-        let may_go = |group: &Group| {
-            let free = |place: &usize| verdicts[*place] == PruneVerdict::Keep(KeepReason::Enough);
-            !group.gone && group.gain > 0 && group.entries.iter().all(free)
-        };
-        let groups = self.groups.iter().enumerate().filter(|(_, group)| may_go(group));
-        let created = |group: &Group| entries[group.entries[0]].created_seconds;
-        groups.max_by_key(|(_, group)| (group.gain, Reverse(created(group)), group.size)).map(|(number, _)| number)
     }
 
     /// Writes the verdicts of those that were chosen, and of those that could not be.
@@ -181,7 +185,14 @@ impl<'f> Gains<'f> {
     }
 }
 
+/// What frees most goes first, of those the oldest, of those the largest, of those the last.
+type Rank = (u64, Reverse<Option<i64>>, u64, usize);
+
 impl Group {
+    fn rank(&self, entries: &[Entry], number: usize) -> Rank {
+        (self.gain, Reverse(entries[self.entries[0]].created_seconds), self.size, number)
+    }
+
     /// The place of its last entry, which is what frees something.
     fn last(&self) -> usize {
         self.entries[self.entries.len() - 1]
