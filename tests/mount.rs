@@ -16,7 +16,7 @@ use std::{
 
 use pfs::{
     mount::{Life, MountError, MountOptions, MountRequest, MountState, WhenBusy, background, mount, mounts, umount},
-    name::{ChunkId, ImageRef},
+    name::{ChunkId, ImageRef, Selector},
     store::Store,
 };
 use tempfile::TempDir;
@@ -60,7 +60,7 @@ impl Place {
     }
 
     fn image(&self, tag: &str) -> ImageRef {
-        ImageRef::parse(&format!("{}:{tag}", self.store.display()), None).unwrap()
+        ImageRef { store: self.store.clone(), selector: Selector::Tag(tag.parse().unwrap()) }
     }
 
     /// Mounts in a process of its own and returns when the mount answers.
@@ -156,10 +156,12 @@ impl Drop for Daemon {
 }
 
 fn request_of_child() -> Option<MountRequest> {
+    let image = env::var("PFS_TEST_IMAGE").ok()?;
+    let (store, tag) = image.rsplit_once(':')?;
     let mut options = MountOptions::default();
     options.apply(&env::var("PFS_TEST_OPTIONS").unwrap_or_default()).unwrap();
     Some(MountRequest {
-        image: ImageRef::parse(&env::var("PFS_TEST_IMAGE").ok()?, None).unwrap(),
+        image: ImageRef { store: store.into(), selector: Selector::Tag(tag.parse().ok()?) },
         mountpoint: env::var_os("PFS_TEST_DIR")?.into(),
         options,
     })

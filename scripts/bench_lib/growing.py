@@ -67,12 +67,13 @@ def entries(bench):
     curves = {act: {name: [] for name in points} for act in [*INDEX_ACTS, "the exclusive lock in that prune"]}
     for _ in bench.each_round("entries"):
         for name, origin in points.items():
-            store = os.path.join(bench.work, "index-copy")
-            shutil.rmtree(store, ignore_errors=True)
-            run("cp", "-a", origin, store)
+            store = copy_of(bench, origin)
             for act, arguments in INDEX_ACTS.items():
-                curves[act][name].append(measured(bench.pfs, *[word.replace("STORE", store) for word in arguments]))
-            run("cp", "-a", os.path.join(origin, "index.json"), store)
+                # About a third of what the tags could free.
+                words = {"STORE": store, "BYTES": f"{os.path.getsize(os.path.join(store, 'index.json')) // 2}B"}
+                filled = [words.get(word, word.replace("STORE", store)) for word in arguments]
+                curves[act][name].append(measured(bench.pfs, *filled))
+            store = copy_of(bench, origin)
             holds = exclusive_holds("prune", bench.pfs, "prune", "-q", "--yes", "--hold", "0", store)
             curves["the exclusive lock in that prune"][name].append({"longest_ms": max(holds, default=0)})
             shutil.rmtree(store)
@@ -83,11 +84,18 @@ def entries(bench):
     return curves
 
 
+def copy_of(bench, origin):
+    store = os.path.join(bench.work, "index-copy")
+    shutil.rmtree(store, ignore_errors=True)
+    run("cp", "-a", origin, store)
+    return store
+
+
 # In this order.
 INDEX_ACTS = {
     "gc -n": ["gc", "-n", "STORE"],
     "prune -n": ["prune", "-n", "STORE"],
-    "prune -n --free": ["prune", "-n", "--free", "1PB", "STORE"],
+    "prune -n --free": ["prune", "-n", "--free", "BYTES", "STORE"],
     "delete of one tag": ["delete", "-q", "--hold", "0", "STORE:t1"],
     "prune of half": ["prune", "-q", "--yes", "--hold", "0", "STORE"],
 }

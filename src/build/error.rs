@@ -21,6 +21,9 @@ pub enum BuildError {
         /// The cause.
         source: io::Error,
     },
+    /// The tree is the store that the image would go into.
+    #[error("{} is the store itself", .0.display())]
+    IsStore(PathBuf),
     /// Something in the source tree is not what it was when the build came by first.
     #[error("{} changed while it was being built from: {what}", path.display())]
     Changed {

@@ -16,7 +16,10 @@ mod source;
 mod stream;
 mod walk;
 
-use std::{num::NonZeroUsize, path::Path};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 pub use error::BuildError;
 
@@ -25,7 +28,7 @@ use self::{
     layer::TreeLayer,
     manifest::{EMPTY_CONFIG, RootfsBlob},
     pool::{Pool, StoredChunk},
-    source::{NodeKind, SourceTree},
+    source::{Identity, NodeKind, SourceTree},
 };
 use crate::{
     codec::{Encoding, Hashed, VerityHasher},
@@ -115,6 +118,8 @@ pub struct Rendered {
     pub rootfs: RootfsId,
     /// What it took.
     pub stats: BuildStats,
+    /// The directory in the tree that was left out, if there was one to leave out.
+    pub left_out: Option<PathBuf>,
 }
 
 /// What a build did.
@@ -128,6 +133,8 @@ pub struct BuildReport {
     pub rootfs: RootfsId,
     /// What it took.
     pub stats: BuildStats,
+    /// The store, where it is a directory in the tree: it was not packed into its own image.
+    pub left_out: Option<PathBuf>,
 }
 
 /// Builds an image of the directory `source` and publishes it in `store` as `tag`. When this returns, the image is on
@@ -142,10 +149,11 @@ pub fn build(
     progress: &mut dyn FnMut(BuildProgress),
 ) -> Result<BuildReport, BuildError> {
     let session = store.begin_build(tag)?;
-    let Rendered { manifest, rootfs, stats } = render(source, &session, options, progress)?;
+    let rendered = render_without(source, Some(store.identity()?), &session, options, progress)?;
+    let Rendered { manifest, rootfs, stats, left_out } = rendered;
     let entry = |digest: &_, size| manifest::index_entry(tag, digest, size);
     let Published { manifest, replaced } = session.publish(&manifest, tag, entry)?;
-    Ok(BuildReport { manifest: ManifestId(manifest), replaced: replaced.map(ManifestId), rootfs, stats })
+    Ok(BuildReport { manifest: ManifestId(manifest), replaced: replaced.map(ManifestId), rootfs, stats, left_out })
 }
 
 /// Puts the chunks and the rootfs of the image of the directory `source` into `sink`, and makes its manifest.
@@ -157,8 +165,19 @@ pub fn render(
     options: &BuildOptions,
     progress: &mut dyn FnMut(BuildProgress),
 ) -> Result<Rendered, BuildError> {
+    render_without(source, None, sink, options, progress)
+}
+
+/// The same, without the directory of this device and inode.
+fn render_without(
+    source: &Path,
+    left_out: Option<Identity>,
+    sink: &dyn ChunkSink,
+    options: &BuildOptions,
+    progress: &mut dyn FnMut(BuildProgress),
+) -> Result<Rendered, BuildError> {
     let mut cursor = Cursor::open(source)?;
-    let tree = walk::walk(source, &mut cursor)?;
+    let (tree, left_out) = walk::walk(source, left_out, &mut cursor)?;
     let total_bytes = tree.files().map(|(_, size)| size).sum();
     let mut done_bytes = 0;
     let pool = Pool { sink, encoding: options.encoding, threads: options.threads };
@@ -175,6 +194,7 @@ pub fn render(
         manifest: manifest::manifest(&blob, &chunks, options.encoding.compresses()),
         rootfs: RootfsId(blob.digest),
         stats: stats(&tree, &chunks, blob.size),
+        left_out,
     })
 }
 

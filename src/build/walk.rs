@@ -4,7 +4,13 @@
 //! only then are its subdirectories visited. The walk stays on one filesystem: a directory that another one is mounted on
 //! is rendered empty, a file that another one is mounted on is rendered.
 
-use std::{collections::HashMap, io, os::fd::BorrowedFd, path::Path, rc::Rc};
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::BorrowedFd,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
 
 use rustix::{
     fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, major, minor, openat, readlinkat, statat},
@@ -27,6 +33,8 @@ struct Numbering {
     attributes: HashMap<Rc<Attributes>, u32>,
     links: HashMap<Identity, u32>,
     next_ino: u32,
+    left_out: Option<Identity>,
+    found_left_out: Option<PathBuf>,
 }
 
 /// What stands under a name of a directory.
@@ -39,12 +47,19 @@ struct Found {
 /// A tree has more than the 32 bits of a row can count.
 struct TooLarge;
 
-/// The tree under `path`, which `cursor` has open.
-pub(super) fn walk(path: &Path, cursor: &mut Cursor) -> Result<SourceTree, BuildError> {
-    let mut numbering = Numbering::of(path);
+/// The tree under `path`, which `cursor` has open, without the directory of this identity; and where that was.
+pub(super) fn walk(
+    path: &Path,
+    left_out: Option<Identity>,
+    cursor: &mut Cursor,
+) -> Result<(SourceTree, Option<PathBuf>), BuildError> {
+    let mut numbering = Numbering::of(path, left_out);
     let tree = &numbering.tree;
     let fd = cursor.enter(tree, ROOT)?;
     let stat = fstat(fd).at("stat", || path.into())?;
+    if left_out == Some(identity_of(&stat)) {
+        return Err(BuildError::IsStore(path.into()));
+    }
     let xattrs = xattrs(fd, b".").at("read the attributes of", || path.into())?;
     let root = Found { stat, xattrs, target: None };
     numbering.push(Place { dir: 0, entry: 0 }, root).map_err(|TooLarge| too_large(path))?;
@@ -54,7 +69,7 @@ pub(super) fn walk(path: &Path, cursor: &mut Cursor) -> Result<SourceTree, Build
         visit(&mut numbering, cursor, dir)?;
         pending.extend((first..numbering.tree.nodes.len()).rev().filter(|at| numbering.is_to_visit(*at)));
     }
-    Ok(numbering.tree)
+    Ok((numbering.tree, numbering.found_left_out))
 }
 
 /// Numbers the entries of a directory.
@@ -70,6 +85,10 @@ fn visit(numbering: &mut Numbering, cursor: &mut Cursor, dir: usize) -> Result<(
     for name in names {
         let name = texts.get(name);
         let found = look(fd, name).at("read", || numbering.tree.path_in(dir, name))?;
+        if numbering.left_out == Some(identity_of(&found.stat)) {
+            numbering.found_left_out = Some(numbering.tree.path_in(dir, name));
+            continue;
+        }
         numbering.number(dir, name, found).map_err(|TooLarge| too_large(&numbering.tree.path))?;
     }
     numbering.end_dir(dir, first).map_err(|TooLarge| too_large(&numbering.tree.path))
@@ -81,7 +100,7 @@ fn too_large(path: &Path) -> BuildError {
 }
 
 impl Numbering {
-    fn of(path: &Path) -> Self {
+    fn of(path: &Path, left_out: Option<Identity>) -> Self {
         let tree = SourceTree {
             path: path.into(),
             nodes: Vec::new(),
@@ -89,7 +108,14 @@ impl Numbering {
             texts: Texts::default(),
             attributes: Vec::new(),
         };
-        Self { tree, attributes: HashMap::new(), links: HashMap::new(), next_ino: ROOT_INO }
+        Self {
+            tree,
+            attributes: HashMap::new(),
+            links: HashMap::new(),
+            next_ino: ROOT_INO,
+            left_out,
+            found_left_out: None,
+        }
     }
 
     /// Every name takes a number, also one that then stands for the number of an earlier name of the same file: the

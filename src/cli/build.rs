@@ -1,6 +1,9 @@
 //! `pfs build`.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use pfs::{
     build::{self, BuildOptions, BuildReport},
@@ -11,7 +14,7 @@ use pfs::{
 use serde_json::json;
 
 use super::{
-    Context, Ending, Failure,
+    Context, Ending, Failure, is_directory,
     output::{bytes, count, print, print_json},
 };
 
@@ -48,15 +51,19 @@ pub fn run(context: &Context, args: Args) -> Ending {
 }
 
 fn act(context: &Context, args: &Args) -> Ending {
-    let reference = context.reference(&args.reference)?;
+    if let Some(failure) = swapped(context, args) {
+        return Err(failure);
+    }
+    let reference = context.new_reference(&args.reference)?;
     let Selector::Tag(tag) = &reference.selector else {
         return Err(Failure::usage("an image is built under a tag, STORE:TAG, not under a digest".into()));
     };
     let options = BuildOptions { encoding: encoding(args)?, threads: threads() };
     if !args.source.is_dir() {
-        return Err(Failure::failed(format!("{} is not a directory", args.source.display())));
+        let there = if args.source.exists() { "is not a directory" } else { "does not exist" };
+        return Err(Failure::failed(format!("{} {there}", args.source.display())));
     }
-    let store = Store::open_or_create(&reference.store)?;
+    let store = open_or_make(context, &reference.store)?;
     let watch = context.progress(args.json);
     let mut progress = |done: build::BuildProgress| watch.bytes(done.done_bytes, done.total_bytes);
     let report = build::build(&args.source, &store, tag, &options, &mut progress)?;
@@ -67,6 +74,31 @@ fn act(context: &Context, args: &Args) -> Ending {
         (false, false) => print(&text(&reference, &report))?,
     }
     Ok(0)
+}
+
+/// What to say if the arguments have changed places.
+fn swapped(context: &Context, args: &Args) -> Option<Failure> {
+    let reference = args.source.to_str().filter(|_| !args.source.exists() && Path::new(&args.reference).is_dir())?;
+    context.new_reference(reference).ok()?;
+    let failure = Failure::usage("the directory comes first, then the image".into());
+    Some(failure.hint(format!("pfs build {} {reference}", args.reference)))
+}
+
+/// A store that is made is announced, since its name may have been mistyped.
+fn open_or_make(context: &Context, path: &Path) -> Result<Store, Failure> {
+    if Store::is_at(path) || path.exists() {
+        return Ok(Store::open_or_create(path)?);
+    }
+    let parent = path.parent().unwrap_or(path);
+    if !is_directory(parent) {
+        let problem = format!("{} does not exist, so no store can be made in it", parent.display());
+        return Err(Failure::failed(problem).hint(format!("mkdir -p {}", parent.display())));
+    }
+    let store = Store::open_or_create(path)?;
+    if !context.globals.quiet {
+        anstream::eprintln!("made the store {}", path.display());
+    }
+    Ok(store)
 }
 
 fn encoding(args: &Args) -> Result<Encoding, Failure> {
@@ -99,6 +131,9 @@ fn text(reference: &ImageRef, report: &BuildReport) -> String {
         stats.new_chunks,
         count(stats.chunks, "chunk"),
     );
+    if let Some(store) = &report.left_out {
+        text += &format!("left out: {}, which is the store itself\n", store.display());
+    }
     if let Some(replaced) = &report.replaced {
         text += &format!("the tag stood on {} before; pfs gc frees what only that needed\n", replaced.0.short());
     }
@@ -112,6 +147,7 @@ fn document(reference: &ImageRef, report: &BuildReport) -> serde_json::Value {
         "image": reference.to_string(),
         "manifest": report.manifest.0,
         "rootfs": report.rootfs.0,
+        "left_out": report.left_out,
         "replaced": report.replaced.map(|replaced| replaced.0),
         "inodes": stats.inodes,
         "files": stats.files,

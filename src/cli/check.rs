@@ -107,7 +107,7 @@ fn repair_document(repair: &Repair) -> serde_json::Value {
 /// A directory is a store, everything else a reference.
 pub fn subject(context: &Context, text: Option<&str>) -> Result<(Store, Option<pfs::name::Selector>), Failure> {
     let Some(text) = text else { return Ok((context.open(None)?, None)) };
-    let looks_like_reference = text.contains(':') || context.globals.store.is_some();
+    let looks_like_reference = text.contains(':') || context.known_store().is_some();
     if Path::new(text).is_dir() || !looks_like_reference {
         return Ok((context.open(Some(&PathBuf::from(text)))?, None));
     }

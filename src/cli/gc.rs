@@ -65,7 +65,7 @@ pub struct Args {
 
 pub fn run(context: &Context, args: Args) -> Ending {
     let mut stores = args.stores.clone();
-    stores.extend(context.globals.store.clone().filter(|_| args.stores.is_empty()));
+    stores.extend(context.known_store().filter(|_| args.stores.is_empty()));
     if stores.is_empty() {
         return Err(Failure::usage("which store? Name it, or set PFS_STORE".into()));
     }

@@ -24,13 +24,16 @@ mod undo;
 mod unpin;
 mod why;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
 use failure::Failure;
 use pfs::{
-    name::{ImageRef, ReferenceError},
+    name::{ImageRef, ReferenceError, Selector, Surroundings, is_digest_prefix},
     store::Store,
 };
 
@@ -42,7 +45,8 @@ type Ending = Result<u8, Failure>;
     name = "pfs",
     version,
     about = "Mounts, counts, deletes and collects puzzlefs images without losing a chunk that anything still needs",
-    after_help = "A reference is STORE:TAG or STORE@sha256:PREFIX, or just TAG with -s STORE or PFS_STORE.\n\n\
+    after_help = "A reference is STORE:TAG or STORE@DIGEST, of which the first digits will do; or just TAG or DIGEST with -s STORE, with\n\
+        PFS_STORE, or in the directory of a store. A reference in full always wins over PFS_STORE.\n\n\
         Examples:\n  pfs build ./rootfs /srv/oci:app\n  pfs mount /srv/oci:app /mnt/app\n  pfs umount /mnt/app\n  \
         pfs delete /srv/oci:app\n  pfs gc -n /srv/oci\n\n\
         Exit codes: 0 done, 1 failed, 2 usage, 3 partly done, 4 findings, 10 not a store, 11 locked or busy,\n\
@@ -57,7 +61,7 @@ struct Cli {
 
 #[derive(clap::Args)]
 struct Globals {
-    /// The store that a bare TAG is looked for in.
+    /// The store of a bare TAG or DIGEST.
     #[arg(short, long, global = true, value_name = "STORE", env = "PFS_STORE")]
     store: Option<PathBuf>,
     /// No progress, no hints; only what was asked for.
@@ -154,9 +158,37 @@ impl Context {
         }
     }
 
-    /// Takes a reference apart.
-    fn reference(&self, text: &str) -> Result<ImageRef, ReferenceError> {
-        ImageRef::parse(text, self.globals.store.as_deref())
+    /// The store that a bare tag is looked for in: the one that is set, or the current directory.
+    fn known_store(&self) -> Option<PathBuf> {
+        let here = || Some(PathBuf::from(".")).filter(|here| Store::is_at(here));
+        self.globals.store.clone().or_else(here)
+    }
+
+    /// Reads a reference to an image that exists. Digits that are no tag are a digest, as `pfs ls` prints it.
+    fn reference(&self, text: &str) -> Result<ImageRef, Failure> {
+        let known = self.known_store();
+        let image = match ImageRef::parse(text, &surroundings(known.as_deref())) {
+            Err(ReferenceError::NoStore(_)) if Store::is_at(Path::new(text)) => {
+                let problem = format!("{text} is a store, and the name of an image is asked for");
+                return Err(Failure::usage(problem).hint(format!("write {text}:TAG; pfs ls {text} lists the tags")));
+            }
+            parsed => parsed?,
+        };
+        let Selector::Tag(tag) = &image.selector else { return Ok(image) };
+        if !is_digest_prefix(tag.as_str()) {
+            return Ok(image);
+        }
+        let index = Store::open(&image.store)?.index()?;
+        let is_tag = index.document().entries().iter().any(|entry| entry.tag.as_ref() == Some(tag));
+        match is_tag {
+            true => Ok(image),
+            false => Ok(ImageRef { selector: Selector::Digest(tag.to_string()), ..image }),
+        }
+    }
+
+    /// Reads a reference to an image that is about to be made, perhaps in a new store.
+    fn new_reference(&self, text: &str) -> Result<ImageRef, Failure> {
+        Ok(ImageRef::parse_new(text, &surroundings(self.known_store().as_deref()))?)
     }
 
     /// Takes several references apart, which must be of one store.
@@ -171,9 +203,21 @@ impl Context {
 
     /// Opens the store that was named, or the one that is set.
     fn open(&self, named: Option<&PathBuf>) -> Result<Store, Failure> {
-        let path = named.or(self.globals.store.as_ref());
+        let path = named.cloned().or_else(|| self.known_store());
         let path = path.ok_or_else(|| Failure::usage("which store? Name it, or set PFS_STORE".into()))?;
-        Ok(Store::open(path)?)
+        self.open_named(&path)
+    }
+
+    /// Opens a store; says so if it is an image that was named.
+    fn open_named(&self, path: &Path) -> Result<Store, Failure> {
+        Store::open(path).map_err(|error| {
+            let image = path.to_str().and_then(|text| ImageRef::parse(text, &surroundings(None)).ok());
+            match image.filter(|image| Store::is_at(&image.store) && !path.exists()) {
+                Some(image) => Failure::usage(format!("{} is an image, and a store is asked for", path.display()))
+                    .hint(format!("its store is {}", image.store.display())),
+                None => error.into(),
+            }
+        })
     }
 
     fn progress(&self, json: bool) -> progress::Progress {
@@ -184,6 +228,15 @@ impl Context {
     fn now_seconds(&self) -> i64 {
         jiff::Timestamp::now().as_second()
     }
+}
+
+fn surroundings(store: Option<&Path>) -> Surroundings<'_> {
+    Surroundings { store, is_store: &Store::is_at, is_directory: &is_directory }
+}
+
+/// The parent of a path of one name is the empty path, which is the current directory.
+fn is_directory(path: &Path) -> bool {
+    path.as_os_str().is_empty() || path.is_dir()
 }
 
 #[cfg(test)]

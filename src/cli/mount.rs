@@ -1,6 +1,10 @@
 //! `pfs mount`.
 
-use std::{env, ffi::OsString, path::PathBuf};
+use std::{
+    env,
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use clap::ValueEnum;
 use pfs::{
@@ -83,7 +87,16 @@ fn request(context: &Context, args: &Args) -> Result<MountRequest, Failure> {
         options.apply(&format!("threads={threads}"))?;
     }
     options.verify = args.verify.map_or(options.verify, Verify::from);
-    Ok(MountRequest { image: context.reference(&args.image)?, mountpoint: args.directory.clone(), options })
+    let image = context.reference(&args.image).map_err(|failure| swapped(context, args).unwrap_or(failure))?;
+    Ok(MountRequest { image, mountpoint: args.directory.clone(), options })
+}
+
+/// What to say if the arguments have changed places.
+fn swapped(context: &Context, args: &Args) -> Option<Failure> {
+    let reference = args.directory.to_str().filter(|_| Path::new(&args.image).is_dir())?;
+    context.reference(reference).ok()?;
+    let failure = Failure::usage("the image comes first, then the directory".into());
+    Some(failure.hint(format!("pfs mount {reference} {}", args.image)))
 }
 
 fn launch() -> Result<(), MountError> {

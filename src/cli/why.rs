@@ -58,11 +58,10 @@ fn explain(context: &Context, args: &Args) -> Ending {
 
 /// Bare digits are a digest where the store is known.
 fn subject(context: &Context, text: &str) -> Result<ImageRef, Failure> {
-    let reference = match is_hex(text) && context.globals.store.is_some() {
-        true => context.reference(&format!("sha256:{text}")),
+    match is_hex(text) && context.known_store().is_some() {
+        true => context.reference(&format!("@{text}")),
         false => context.reference(text),
-    };
-    Ok(reference?)
+    }
 }
 
 fn is_hex(text: &str) -> bool {

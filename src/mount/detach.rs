@@ -17,7 +17,7 @@ use super::{
     preflight,
 };
 use crate::{
-    name::{ImageRef, Selector},
+    name::{ImageRef, Selector, Surroundings},
     store::{LeaseKind, Store},
 };
 
@@ -92,7 +92,13 @@ fn resolve(directory: &Path) -> Result<PathBuf, MountError> {
 
 /// The store of a mount; `None` if it is gone, moved or unreadable, which is no reason not to unmount.
 pub(super) fn store_of(line: &MountLine) -> Option<Store> {
-    Store::open(&ImageRef::parse(&line.source, None).ok()?.store).ok()
+    Store::open(&image_of(line)?.store).ok()
+}
+
+/// The image that the mount table names.
+pub(super) fn image_of(line: &MountLine) -> Option<ImageRef> {
+    let around = Surroundings { store: None, is_store: &Store::is_at, is_directory: &Path::is_dir };
+    ImageRef::parse(&line.source, &around).ok()
 }
 
 fn leases_on(store: &Store, mountpoint: &Path) -> Result<Vec<String>, MountError> {

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use super::{
     MountError,
-    detach::store_of,
+    detach::{image_of, store_of},
     mountinfo::{self, FSTYPE, MountLine, is_dead},
 };
 use crate::{
-    name::{Digest, ImageRef},
+    name::Digest,
     store::{LeaseKind, LeaseState, Store},
 };
 
@@ -106,7 +106,7 @@ fn from_lease(store: &Store, lease: &LeaseState, lines: &[MountLine]) -> MountSt
 }
 
 fn from_line(line: &MountLine) -> MountState {
-    let image = ImageRef::parse(&line.source, None).ok();
+    let image = image_of(line);
     MountState {
         store: image.as_ref().map(|image| image.store.clone()),
         mountpoint: Some(line.mountpoint.clone()),

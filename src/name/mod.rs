@@ -12,4 +12,4 @@ pub use bytes::ByteCount;
 pub use digest::{ChunkId, Digest, DigestError, ManifestId, RootfsId};
 pub use glob::Glob;
 pub use media::{CHUNK, CHUNK_ZSTD, INODES, MediaKind, OCI_INDEX, OCI_MANIFEST, ROOTFS};
-pub use reference::{ImageRef, ReferenceError, Selector, Tag};
+pub use reference::{ImageRef, ReferenceError, Selector, Surroundings, Tag, is_digest_prefix};

@@ -99,6 +99,17 @@ impl Store {
         Self::open(path)
     }
 
+    /// Device and inode of the layout directory.
+    pub fn identity(&self) -> Result<(u64, u64), StoreError> {
+        let stat = self.root.own_stat()?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
+    /// Whether there is a layout at this path, as far as names tell.
+    pub fn is_at(path: &Path) -> bool {
+        [LAYOUT_FILE, INDEX].iter().all(|name| path.join(name).symlink_metadata().is_ok())
+    }
+
     /// The layout directory, absolute, without symbolic links.
     pub fn path(&self) -> &Path {
         self.root.path()
