@@ -12,6 +12,7 @@ pub mod format;
 pub mod fuse;
 pub mod gc;
 pub mod graph;
+pub mod image;
 pub mod mount;
 pub mod name;
 pub mod observe;

@@ -8,7 +8,7 @@ const LAYERS: [&[&str]; 7] = [
     &["format", "codec"],
     &["store"],
     &["graph", "tree"],
-    &["gc", "fuse"],
+    &["image", "gc", "fuse"],
     &["delete", "prune", "mount", "build", "extract", "check", "explain", "remote", "pin", "undo"],
     &["cli"],
 ];

@@ -639,7 +639,7 @@ fn a_digest_that_a_manifest_repeats_counts_once() {
     let chunk = store.put(&noise(3, 1000));
     let rootfs = store.put(&rootfs(&[("a", &[(chunk, false, 1000)]), ("b", &[(chunk, false, 1000)])]));
     add_image(&store, "repeats", &[(ROOTFS, rootfs), (CHUNK, chunk), (CHUNK, chunk), (CHUNK, chunk)]);
-    let refs = explain::refs(&store, &by_tag("repeats")).unwrap();
+    let refs = explain::refs(&store, &by_tag("repeats"), &pfs::image::WantedPlatform::here()).unwrap().chunks;
     assert_eq!(refs.iter().map(|chunk| chunk.images).collect::<Vec<_>>(), [1]);
     let listing = explain::listing(&store, now()).unwrap();
     assert!(

@@ -265,7 +265,7 @@ fn why(store: &TestStore, subject: &str) -> String {
 
 /// A chunk that only this image needs, and one that all three need. Two may share one that the third cuts elsewhere.
 fn chunks_of(store: &TestStore, tag: &str) -> (pfs::name::Digest, pfs::name::Digest) {
-    let chunks = pfs::explain::refs(store, &common::by_tag(tag)).unwrap();
+    let chunks = pfs::explain::refs(store, &common::by_tag(tag), &pfs::image::WantedPlatform::here()).unwrap().chunks;
     let needed_by = |images| chunks.iter().find(|chunk| chunk.images == images).unwrap().digest;
     (needed_by(1), needed_by(3))
 }

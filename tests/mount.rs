@@ -15,6 +15,7 @@ use std::{
 };
 
 use pfs::{
+    image::WantedPlatform,
     mount::{Life, MountError, MountOptions, MountRequest, MountState, WhenBusy, background, mount, mounts, umount},
     name::{ChunkId, ImageRef, Selector},
     store::Store,
@@ -81,7 +82,12 @@ impl Place {
     }
 
     fn request(&self, tag: &str) -> MountRequest {
-        MountRequest { image: self.image(tag), mountpoint: self.mountpoint.clone(), options: MountOptions::default() }
+        MountRequest {
+            image: self.image(tag),
+            platform: WantedPlatform::here(),
+            mountpoint: self.mountpoint.clone(),
+            options: MountOptions::default(),
+        }
     }
 
     fn refusal(&self) -> MountError {
@@ -162,6 +168,7 @@ fn request_of_child() -> Option<MountRequest> {
     options.apply(&env::var("PFS_TEST_OPTIONS").unwrap_or_default()).unwrap();
     Some(MountRequest {
         image: ImageRef { store: store.into(), selector: Selector::Tag(tag.parse().ok()?) },
+        platform: WantedPlatform::here(),
         mountpoint: env::var_os("PFS_TEST_DIR")?.into(),
         options,
     })

@@ -26,7 +26,7 @@ fn repair(store: &TestStore, code: i32) -> Vec<(String, String)> {
 }
 
 fn chunk_of(store: &TestStore, tag: &str) -> Digest {
-    let chunks = pfs::explain::refs(store, &common::by_tag(tag)).unwrap();
+    let chunks = pfs::explain::refs(store, &common::by_tag(tag), &pfs::image::WantedPlatform::here()).unwrap().chunks;
     chunks.iter().find(|chunk| chunk.images == 1).unwrap().digest
 }
 

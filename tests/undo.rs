@@ -97,7 +97,7 @@ fn what_is_gone_is_not_brought_back_halfway() {
 #[test]
 fn one_missing_chunk_is_named_and_nothing_is_restored() {
     let store = images(&["one", "two"]);
-    let chunk = pfs::explain::refs(&store, &common::by_tag("one")).unwrap();
+    let chunk = pfs::explain::refs(&store, &common::by_tag("one"), &pfs::image::WantedPlatform::here()).unwrap().chunks;
     let chunk = chunk.iter().find(|chunk| chunk.images == 1).unwrap().digest;
     run(&["delete", "--keep-blobs", &reference(&store, "one")], 0);
     run(&["gc", "--hold", "1d", path(&store)], 0);

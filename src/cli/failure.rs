@@ -230,6 +230,8 @@ impl From<ImageError> for Failure {
             }
             ImageError::Ambiguous { .. } => Self::new(Kind::Refused, error)
                 .hint("name one of them by its digest, STORE@sha256:PREFIX; pfs delete --all takes them all"),
+            ImageError::NoPlatform { .. } => Self::new(Kind::NotFound, error)
+                .hint("--platform OS/ARCH takes another one; STORE@DIGEST names an image inside an index"),
             ImageError::NotPuzzlefs { .. } => {
                 Self::new(Kind::Failed, error).hint("pfs ls STORE tells what its entries are")
             }
@@ -392,6 +394,9 @@ impl From<DeleteError> for Failure {
         match error {
             DeleteError::Image(error) => error.into(),
             DeleteError::Gc(error) => error.into(),
+            DeleteError::Inside { .. } => {
+                Self::new(Kind::InUse, error).hint("delete the index, with all its images, by its tag")
+            }
             DeleteError::Conflict(conflict) => conflict.into(),
             DeleteError::UntaggedOnly(_) => Self::new(Kind::PartlyDone, error).hint("pfs gc STORE frees it later"),
             DeleteError::Changed => Self::new(Kind::Busy, error).hint("look at pfs ls STORE, then try again"),

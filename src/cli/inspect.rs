@@ -5,6 +5,7 @@ use std::{fmt::Write, os::unix::ffi::OsStrExt};
 use pfs::{
     explain::{Inspection, inspect},
     format::ManifestVersion,
+    image::WantedPlatform,
     store::Store,
     tree::{FileKind, Node},
 };
@@ -27,6 +28,9 @@ pub struct Args {
     /// The image.
     #[arg(value_name = "REF")]
     reference: String,
+    /// Which image of an index, as in linux/arm64. The default is that of this machine.
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<WantedPlatform>,
     /// List every path too.
     #[arg(long)]
     files: bool,
@@ -46,7 +50,8 @@ pub fn run(context: &Context, args: Args) -> Ending {
 fn act(context: &Context, args: Args) -> Ending {
     let reference = context.reference(&args.reference)?;
     let store = Store::open(&reference.store)?;
-    let inspection = inspect(&store, &reference.selector)?;
+    let platform = args.platform.clone().unwrap_or_else(WantedPlatform::here);
+    let inspection = inspect(&store, &reference.selector, &platform)?;
     match args.json {
         true => print_json(&document(&inspection, &args))?,
         false => print(&text(&inspection, &args))?,
@@ -68,15 +73,23 @@ fn text(inspection: &Inspection, args: &Args) -> String {
         format!("{number}, {}{missing}", bytes(size))
     };
     let shared = inspection.stored_bytes - inspection.unique_bytes;
+    let tags = match inspection.is_inside {
+        true => format!("{} (of the index that it is in)", tags.join(", ")),
+        false => tags.join(", "),
+    };
+    let unknown = match inspection.unreadable {
+        0 => String::new(),
+        number => format!("; what {} that cannot be read share is not known", count(number, "image")),
+    };
     let rows = [
-        ("tags", tags.join(", ")),
+        ("tags", tags),
         ("manifest", inspection.manifest.0.to_oci()),
         ("rootfs", format!("{} ({})", inspection.rootfs.0.to_oci(), bytes(inspection.rootfs_bytes))),
         ("version", version(inspection).to_string()),
         ("content", format!("{} in {}", bytes(inspection.content_bytes), count(inspection.files, "file"))),
         ("inodes", format!("{}, {} of them directories", inspection.inodes, inspection.directories)),
         ("stored", bytes(inspection.stored_bytes)),
-        ("  unique", format!("{} (what deleting it gives back)", bytes(inspection.unique_bytes))),
+        ("  unique", format!("{} (what deleting it gives back{unknown})", bytes(inspection.unique_bytes))),
         ("  shared", bytes(shared)),
         ("visible chunks", chunks(inspection.visible_chunks, inspection.missing_visible.len())),
         ("hidden chunks", chunks(inspection.hidden_chunks, inspection.missing_hidden.len())),
@@ -134,6 +147,8 @@ fn document(inspection: &Inspection, args: &Args) -> serde_json::Value {
         "schema": "pfs.inspect/1",
         "tags": inspection.tags.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "manifest": inspection.manifest.0,
+        "inside_index": inspection.is_inside,
+        "unreadable_entries": inspection.unreadable,
         "rootfs": inspection.rootfs.0,
         "rootfs_bytes": inspection.rootfs_bytes,
         "manifest_version": version(inspection),

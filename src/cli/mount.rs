@@ -8,6 +8,7 @@ use std::{
 
 use clap::ValueEnum;
 use pfs::{
+    image::WantedPlatform,
     mount::{self, MountError, MountOptions, MountRequest, background},
     tree::{DamageObserver, ReadError, Verify},
 };
@@ -31,6 +32,9 @@ pub struct Args {
     /// Stay in the foreground, and tell of damaged chunks on stderr.
     #[arg(short, long)]
     foreground: bool,
+    /// Which image of an index, as in linux/arm64. The default is that of this machine.
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<WantedPlatform>,
     /// Mount options: [no]allow_other, default_permissions, suid, dev, noexec, verify=, threads=, read_ahead_kb=.
     #[arg(short, value_name = "OPTIONS")]
     options: Vec<String>,
@@ -88,7 +92,8 @@ fn request(context: &Context, args: &Args) -> Result<MountRequest, Failure> {
     }
     options.verify = args.verify.map_or(options.verify, Verify::from);
     let image = context.reference(&args.image).map_err(|failure| swapped(context, args).unwrap_or(failure))?;
-    Ok(MountRequest { image, mountpoint: args.directory.clone(), options })
+    let platform = args.platform.clone().unwrap_or_else(WantedPlatform::here);
+    Ok(MountRequest { image, platform, mountpoint: args.directory.clone(), options })
 }
 
 /// What to say if the arguments have changed places.

@@ -15,9 +15,10 @@ pub use conflict::{Conflict, MountedAt};
 pub use request::{DeleteError, DeleteOptions, Target};
 
 use crate::{
-    format::IndexDocument,
+    format::{IndexDocument, IndexEntry},
     gc::{self, Evidence, Facts, GcError, GcPlan, GcReport, Policy, Roots, Scope},
-    graph::{ImageGraph, Root, RootOrigin, walk},
+    graph::{ImageError, ImageGraph, Root, RootOrigin, walk},
+    image::{self, WantedPlatform},
     name::{Digest, Selector},
     observe::Observer,
     store::{LeaseState, Pin, Store, StoreError},
@@ -75,7 +76,8 @@ impl DeletePlan {
             gc::check_collectable(store)?;
         }
         let index = store.index()?;
-        let mut targets = request::resolve(index.document(), selectors, &options)?;
+        let mut targets = request::resolve(index.document(), selectors, &options)
+            .map_err(|error| inside_an_index(store, index.document(), error))?;
         let places = places_of(&targets);
         let edited = index.document().without(&places);
         let leases = store.leases()?;
@@ -260,6 +262,23 @@ fn places_of(targets: &[Target]) -> Vec<usize> {
 fn held(leases: &[LeaseState], pins: &[Pin]) -> HashSet<Digest> {
     let live = leases.iter().filter(|lease| lease.live).filter_map(|lease| lease.record.as_ref());
     live.filter_map(|record| record.manifest).chain(pins.iter().map(|pin| pin.digest)).collect()
+}
+
+/// An image inside an index has no name of its own that could go.
+fn inside_an_index(store: &Store, index: &IndexDocument, error: DeleteError) -> DeleteError {
+    let DeleteError::Image(ImageError::NotFound { selector: selector @ Selector::Digest(_), .. }) = &error else {
+        return error;
+    };
+    match image::find(store, index, selector, &WantedPlatform::here()) {
+        Ok(found) if found.is_inside => {
+            let entries = found.places.iter().map(|place| &index.entries()[*place]);
+            let name = |entry: &IndexEntry| {
+                entry.tag.as_ref().map_or_else(|| "an index without a tag".into(), ToString::to_string)
+            };
+            DeleteError::Inside { selector: selector.clone(), indexes: entries.map(name).collect() }
+        }
+        _ => error,
+    }
 }
 
 /// The graph of what is to go, so that a mounted child of it is seen where something else cannot be read.

@@ -32,6 +32,14 @@ pub enum DeleteError {
     /// There is no such image, or the name stands for several.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// It is an image inside an index: it goes with the index.
+    #[error("{selector} is inside the index {}, and goes with it", indexes.join(", "))]
+    Inside {
+        /// As it was asked for.
+        selector: Selector,
+        /// The tags of the indexes.
+        indexes: Vec<String>,
+    },
     /// Something speaks against it.
     #[error(transparent)]
     Conflict(#[from] Conflict),

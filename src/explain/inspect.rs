@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 
-use super::ExplainError;
+use super::{ExplainError, entries::readable};
 use crate::{
     format::{Kind, ManifestVersion},
-    graph::{LoadedImage, Root, load_image, pick, walk},
+    graph::{LoadedImage, Root, RootOrigin, load_image},
+    image::{self, WantedPlatform},
     name::{Digest, ManifestId, RootfsId, Selector, Tag},
     store::Store,
     tree::{FileKind, View},
@@ -37,6 +38,10 @@ pub struct Inspection {
     pub stored_bytes: u64,
     /// Of these, the bytes that no other entry of the index needs.
     pub unique_bytes: u64,
+    /// Entries of the index that cannot be read: what they share is not known.
+    pub unreadable: u64,
+    /// Whether the image is inside an index, so that its tags are those of the index.
+    pub is_inside: bool,
     /// The chunks that some path needs: how many, and their stored bytes.
     pub visible_chunks: (u64, u64),
     /// The chunks that only a shadowed inode or the verity table names.
@@ -60,18 +65,16 @@ pub struct LayerSummary {
     pub chunks: u64,
 }
 
-/// Looks at one image. Needs every image of the store to be readable, since it tells what others share with it.
-pub fn inspect(store: &Store, selector: &Selector) -> Result<Inspection, ExplainError> {
+/// Looks at one image. What is shared with images that cannot be read counts as its own.
+pub fn inspect(store: &Store, selector: &Selector, platform: &WantedPlatform) -> Result<Inspection, ExplainError> {
     let index = store.index()?;
-    let picked = pick(index.document(), selector)?;
+    let picked = image::find(store, index.document(), selector, platform)?;
     let image = load_image(store, &picked.digest, picked.kind)?;
-    let graph = walk(store, Root::of_index(index.document()))?;
+    let (graph, broken) = readable(store, &Root::of_index(index.document()));
     let inventory = store.inventory()?;
-    let own: Vec<usize> = picked.places.iter().map(|place| graph.roots()[*place].1).collect();
-    let others: Vec<usize> = (0..graph.roots().len())
-        .filter(|place| !picked.places.contains(place))
-        .map(|place| graph.roots()[place].1)
-        .collect();
+    let is_other = |root: &Root| !matches!(root.origin, RootOrigin::Entry(place, _) if picked.places.contains(&place));
+    let others: Vec<usize> = graph.roots().iter().filter(|(root, _)| is_other(root)).map(|(_, node)| *node).collect();
+    let own: Vec<usize> = graph.node_of(&picked.digest).into_iter().collect();
     let others: HashSet<u32> = graph.closure(&others).0.into_iter().collect();
     let (mut stored_bytes, mut unique_bytes) = (0, 0);
     for blob in graph.closure(&own).0 {
@@ -82,6 +85,8 @@ pub fn inspect(store: &Store, selector: &Selector) -> Result<Inspection, Explain
     let entries = picked.places.iter().filter_map(|place| index.document().entries()[*place].tag.clone());
     let mut inspection = of_image(image, entries.collect())?;
     (inspection.stored_bytes, inspection.unique_bytes) = (stored_bytes, unique_bytes);
+    inspection.unreadable = broken.iter().flatten().count() as u64;
+    inspection.is_inside = picked.is_inside;
     inspection.count_chunks(|digest| inventory.get(digest).map(|stat| stat.size));
     Ok(inspection)
 }
@@ -112,6 +117,8 @@ fn of_image(image: LoadedImage, tags: Vec<Tag>) -> Result<Inspection, ExplainErr
         content_bytes: view.total_bytes(),
         stored_bytes: 0,
         unique_bytes: 0,
+        unreadable: 0,
+        is_inside: false,
         visible_chunks: (0, 0),
         hidden_chunks: (0, 0),
         missing_visible: Vec::new(),

@@ -11,7 +11,7 @@ pub use du::{Class, ClassUse, DiskUse, EntryUse, disk_use};
 pub use entries::RowState;
 pub use inspect::{Inspection, LayerSummary, inspect};
 pub use listing::{Listing, ListingRow, listing};
-pub use refs::{ChunkRefs, refs};
+pub use refs::{ChunkRefs, Refs, Sharer, refs};
 pub use why::{Files, Keeper, Why, why};
 
 use crate::{

@@ -48,6 +48,16 @@ pub struct Platform {
     /// `linux`, or `unknown` for attestations.
     #[serde(default)]
     pub os: String,
+    /// `v7` of an `arm`, where that is told.
+    #[serde(default)]
+    pub variant: Option<String>,
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        self.variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{variant}"))
+    }
 }
 
 /// One entry of an index.

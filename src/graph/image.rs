@@ -38,6 +38,16 @@ pub enum ImageError {
         /// What it is.
         what: &'static str,
     },
+    /// An index has no image for the platform.
+    #[error("{index} has no image for {wanted}; it has {}", if found.is_empty() { "none".into() } else { found.join(", ") })]
+    NoPlatform {
+        /// The index.
+        index: Digest,
+        /// The platform that was asked for, or that this machine is.
+        wanted: String,
+        /// The platforms of its images.
+        found: Vec<String>,
+    },
     /// A digest of another algorithm than sha-256.
     #[error("{0} is not a sha256 digest")]
     Algorithm(String),

@@ -30,7 +30,8 @@ use crate::{
     format::Rootfs,
     fuse::{Image, Session},
     graph::{self, ImageError, LoadedImage},
-    name::{ChunkId, Digest, ImageRef, ManifestId, RootfsId, Selector},
+    image::{self, WantedPlatform},
+    name::{ChunkId, Digest, ImageRef, ManifestId, RootfsId},
     store::{Lease, LeaseKind, LeaseRecord, Store, StoreError},
     tree::{ChunkReader, ChunkSource, DamageObserver, TreeError, View},
 };
@@ -40,6 +41,8 @@ use crate::{
 pub struct MountRequest {
     /// The image.
     pub image: ImageRef,
+    /// Which one of an index.
+    pub platform: WantedPlatform,
     /// The directory.
     pub mountpoint: PathBuf,
     /// How.
@@ -177,7 +180,7 @@ pub fn mount(request: &MountRequest, now: jiff::Timestamp, on_damage: DamageObse
     preflight::fuse(rustix::process::geteuid().is_root())?;
     let store = Arc::new(Store::open(&request.image.store)?);
     let source = ImageRef { store: store.path().into(), selector: request.image.selector.clone() }.to_string();
-    let (mut held, image) = lease_and_load_settled(&store, &request.image.selector, &mountpoint, now)?;
+    let (mut held, image) = lease_and_load_settled(&store, request, &mountpoint, now)?;
     let (manifest, rootfs_id) = (image.manifest, image.rootfs_id);
     held.documents = [manifest.0, rootfs_id.0].iter().filter_map(|blob| store.open_blob(blob).ok()).collect();
     let view = image.rootfs.map_err(|cause| MountError::Tree { image: source.clone(), source: cause })?;
@@ -194,13 +197,13 @@ pub fn mount(request: &MountRequest, now: jiff::Timestamp, on_damage: DamageObse
 /// in the pauses.
 fn lease_and_load_settled(
     store: &Arc<Store>,
-    selector: &Selector,
+    request: &MountRequest,
     mountpoint: &Path,
     now: jiff::Timestamp,
 ) -> Result<(HeldLease, LoadedImage<Result<View, TreeError>>), MountError> {
     let mut pause = FIRST_PAUSE;
     for _ in 1..LOADS {
-        match lease_and_load(store, selector, mountpoint, now) {
+        match lease_and_load(store, request, mountpoint, now) {
             Err(MountError::Image(ImageError::Store(StoreError::Damaged { .. }) | ImageError::Manifest { .. })) => {
                 thread::sleep(pause);
             }
@@ -208,7 +211,7 @@ fn lease_and_load_settled(
         }
         pause *= 2;
     }
-    lease_and_load(store, selector, mountpoint, now)
+    lease_and_load(store, request, mountpoint, now)
 }
 
 const LOADS: u32 = 6;
@@ -216,7 +219,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 
 fn lease_and_load(
     store: &Arc<Store>,
-    selector: &Selector,
+    request: &MountRequest,
     mountpoint: &Path,
     now: jiff::Timestamp,
 ) -> Result<(HeldLease, LoadedImage<Result<View, TreeError>>), MountError> {
@@ -229,10 +232,10 @@ fn lease_and_load(
     let index = store.index()?;
     // So that a later collector knows these blobs for published ones. Not being able to note it only makes it patient.
     let _ = store.log_index(&index);
-    let picked = graph::pick(index.document(), selector)?;
-    let image = graph::load_image_into(&**store, &picked.digest, picked.kind, View::new)?;
+    let found = image::find(&**store, index.document(), &request.image.selector, &request.platform)?;
+    let image = graph::load_image_into(&**store, &found.digest, found.kind, View::new)?;
     record.tag =
-        picked.places.iter().find_map(|at| index.document().entries()[*at].tag.as_ref()).map(ToString::to_string);
+        found.places.iter().find_map(|at| index.document().entries()[*at].tag.as_ref()).map(ToString::to_string);
     record.manifest = Some(image.manifest.0);
     record.rootfs = Some(image.rootfs_id.0);
     if let Some(lease) = &lock(&held.place).lease {

@@ -1,0 +1,10 @@
+//! An image of a store, by the name that a person writes.
+
+mod find;
+mod platform;
+
+pub use self::{
+    find::{Found, find},
+    platform::{PlatformError, WantedPlatform},
+};
+pub use crate::graph::ImageError;
