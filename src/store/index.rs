@@ -1,6 +1,11 @@
 //! `index.json` on disk: reading what others rewrite at any moment, and replacing it without losing their work.
 
-use std::{io::Read, thread, time::Duration};
+use std::{
+    io::Read,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
 
 use super::{Store, StoreError, blobs::nanoseconds, disk::Dir, error::At};
 use crate::{
@@ -36,6 +41,20 @@ impl IndexStamp {
 /// A file that was written less than this before it was read may be written again without another modification time: the
 /// clock of filesystems advances in steps of up to 10 ms, and on some by the second.
 const SETTLED_NANOSECONDS: i64 = 2_000_000_000;
+
+fn is_settled(stat: &rustix::fs::Statx, read_nanoseconds: i64) -> bool {
+    let changed = nanoseconds(&stat.stx_mtime).max(nanoseconds(&stat.stx_ctime));
+    (SETTLED_NANOSECONDS..).contains(&read_nanoseconds.saturating_sub(changed))
+}
+
+fn now_nanoseconds() -> i64 {
+    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+}
+
+/// The digest of an index that had been left alone for a while when it was hashed, with the state and the change time of its
+/// file.
+#[derive(Debug, Default)]
+pub(super) struct HashedIndex(Mutex<Option<((IndexStamp, i64), Digest)>>);
 
 impl IndexSnapshot {
     /// An index that lies elsewhere, or a part of it.
@@ -91,19 +110,28 @@ impl Store {
     }
 
     /// The digest of the index's text as it is now, whole or torn: to tell whether it is still the one that was read.
+    /// Collectors ask before each batch, so a file that has been left alone is hashed once.
     pub fn index_digest(&self) -> Result<Digest, StoreError> {
-        Ok(Digest::of(&read_index(&self.root, INDEX)?))
+        let read_nanoseconds = now_nanoseconds();
+        let before = self.root.stat(INDEX)?;
+        let state = before.map(|stat| (IndexStamp::of(&stat), nanoseconds(&stat.stx_ctime)));
+        let mut hashed = self.hashed_index.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some((known, digest)), Some(state)) = (*hashed, state)
+            && known == state
+        {
+            return Ok(digest);
+        }
+        let digest = Digest::of(&read_index(&self.root, INDEX)?);
+        let is_settled = before.as_ref().is_some_and(|stat| is_settled(stat, read_nanoseconds));
+        *hashed = state.filter(|_| is_settled).map(|state| (state, digest));
+        Ok(digest)
     }
 
     fn index_once(&self) -> Result<IndexSnapshot, StoreError> {
-        let read_nanoseconds = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
+        let read_nanoseconds = now_nanoseconds();
         let before = self.root.stat(INDEX)?;
         let bytes = read_index(&self.root, INDEX)?;
-        let is_settled = |stat: &rustix::fs::Statx| {
-            let changed = nanoseconds(&stat.stx_mtime).max(nanoseconds(&stat.stx_ctime));
-            (SETTLED_NANOSECONDS..).contains(&read_nanoseconds.saturating_sub(changed))
-        };
-        let stamp = before.filter(is_settled).map(|stat| IndexStamp::of(&stat));
+        let stamp = before.filter(|stat| is_settled(stat, read_nanoseconds)).map(|stat| IndexStamp::of(&stat));
         let document =
             IndexDocument::parse(&bytes).map_err(|source| StoreError::Index { path: self.index_path(), source })?;
         let modified_nanoseconds = before.map(|stat| nanoseconds(&stat.stx_mtime));

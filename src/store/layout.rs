@@ -14,7 +14,7 @@ use super::{
     StoreError,
     disk::{Dir, PARTIAL},
     error::At,
-    index::{FIRST_PAUSE, TRIES},
+    index::{FIRST_PAUSE, HashedIndex, INDEX, TRIES},
     reference_cache::Memory,
     sharing::{Declared, behind_bind_mount},
 };
@@ -33,11 +33,11 @@ pub struct Store {
     shared_blobs: Option<PathBuf>,
     pub(super) declared: Declared,
     noted: OnceLock<()>,
+    pub(super) hashed_index: HashedIndex,
 }
 
 const LAYOUT_FILE: &str = "oci-layout";
 const LAYOUT_FILE_BYTES_MAX: u64 = 64 << 10;
-const INDEX: &str = "index.json";
 /// The user who may do everything, and is led nowhere by others.
 const ROOT: u32 = 0;
 /// OCI image layout 1.0.0, and what puzzlefs 0.1.0 wrote there.
@@ -87,7 +87,8 @@ impl Store {
         };
         let (declared, memory) = (Declared::default(), OnceLock::new());
         let (state, noted) = (OnceLock::new(), OnceLock::new());
-        Ok(Self { root, blobs, state, memory, home, has_own_state, shared_blobs, declared, noted })
+        let hashed_index = HashedIndex::default();
+        Ok(Self { root, blobs, state, memory, home, has_own_state, shared_blobs, declared, noted, hashed_index })
     }
 
     /// Opens the layout at `path`, or makes an empty one if there is nothing, an empty directory, or a layout that
