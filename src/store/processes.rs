@@ -517,14 +517,26 @@ fn digest_in(path: &[u8]) -> Option<Digest> {
     std::str::from_utf8(name).ok()?.parse().ok()
 }
 
-/// Whether an argument is a path of the kind asked for, or `PATH:TAG`, with or without a transport such as `oci:` before it.
+/// How many marks of an argument are tried from either end.
+const MARKS_MAX: usize = 16;
+
+/// Whether a part of an argument is a path of the kind asked for: `PATH`, `PATH:TAG` whatever colons the tag has, `PATH@DIGEST`,
+/// with or without a transport (`oci:`) or an option (`--image=`, `-s`, `src=`) before it.
 fn names(argument: &[u8], is_asked_for: impl Fn(&[u8]) -> bool) -> bool {
+    let marks = |text: &[u8], kinds: &[u8]| -> Vec<usize> {
+        let all = text.iter().enumerate().filter(|(_, byte)| kinds.contains(byte)).map(|(at, _)| at);
+        all.take(MARKS_MAX).collect()
+    };
     let mut starts = vec![argument];
-    starts.extend(argument.iter().position(|byte| matches!(byte, b':' | b'=')).map(|at| &argument[at + 1..]));
+    starts.extend(marks(argument, b":=,").into_iter().map(|at| &argument[at + 1..]));
+    if let [b'-', letter, path @ ..] = argument
+        && *letter != b'-'
+    {
+        starts.push(path);
+    }
     starts.into_iter().any(|start| {
-        let mut ends = vec![start];
-        ends.extend(start.iter().rposition(|byte| matches!(byte, b':' | b'@')).map(|at| &start[..at]));
-        ends.into_iter().filter(|path| !path.is_empty()).any(&is_asked_for)
+        let ends = marks(start, b":@,").into_iter().map(|at| &start[..at]);
+        std::iter::once(start).chain(ends).filter(|path| !path.is_empty()).any(&is_asked_for)
     })
 }
 
@@ -555,7 +567,18 @@ mod tests {
     #[test]
     fn arguments_that_name_a_layout_are_recognised() {
         let is_layout = |path: &[u8]| path == b"/srv/oci";
-        for argument in ["/srv/oci", "/srv/oci:tag", "oci:/srv/oci:tag", "--image=/srv/oci:tag", "oci:/srv/oci"] {
+        for argument in [
+            "/srv/oci",
+            "/srv/oci:tag",
+            "oci:/srv/oci:tag",
+            "--image=/srv/oci:tag",
+            "oci:/srv/oci",
+            "oci:/srv/oci:docker.io/library/app:1.0",
+            "/srv/oci:app@sha256:00",
+            "oci:/srv/oci:app:1.0@sha256:00",
+            "-s/srv/oci",
+            "type=oci,dest=/srv/oci,name=app:1",
+        ] {
             assert!(names(argument.as_bytes(), is_layout), "{argument}");
         }
         for argument in ["/srv/oci2", "/srv", "tag", "", "oci:/srv/other:tag"] {
