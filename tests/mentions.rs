@@ -34,7 +34,10 @@ fn add(store: &TestStore, media_type: &str, bytes: &[u8]) {
 
 #[test]
 fn a_digest_in_an_unknown_document_keeps_its_blob_however_it_is_written() {
-    let writings: [fn(&Digest) -> String; 6] = [
+    let writings: [fn(&Digest) -> String; 9] = [
+        |digest| format!("{digest}\0{digest}\0"),
+        |digest| format!("blobs\\sha256\\{digest}"),
+        |digest| format!("{digest}\0\0\0\0000644\0"),
         |digest| format!("{{\"see\":\"{}\"}}", digest.to_oci()),
         |digest| format!("\u{feff} \n{{\"subject\":{{\"digest\":{{\"sha256\":\"{digest}\"}}}}}}"),
         |digest| format!("{{\"see\":\"sha256:{}\"}}", digest.to_string().to_uppercase()),
@@ -77,6 +80,23 @@ fn what_a_manifest_that_stands_in_a_descriptor_needs_is_kept() {
 }
 
 #[test]
+fn what_a_rootfs_that_stands_in_a_descriptor_names_is_kept() {
+    let (store, _, needed) = ground();
+    let rootfs = needed.iter().find(|digest| std::fs::read(store.blob(digest)).unwrap().len() % 8 == 0).unwrap();
+    let bytes = std::fs::read(store.blob(rootfs)).unwrap();
+    let mut layer = descriptor(UNKNOWN, &bytes);
+    layer["data"] = STANDARD.encode(&bytes).into();
+    let manifest = json!({"schemaVersion": 2, "config": descriptor(UNKNOWN, b"{}"), "layers": [layer]}).to_string();
+    store.put(b"{}");
+    let named: Vec<Digest> = common::needed_from(&store.path, &bytes).into_iter().collect();
+    assert!(!named.is_empty(), "the chunk is named by this rootfs");
+    std::fs::remove_file(store.blob(rootfs)).unwrap();
+    add(&store, OCI_MANIFEST, manifest.as_bytes());
+    store.collect(at_once()).unwrap();
+    assert!(named.iter().all(|digest| store.blobs().contains(digest)));
+}
+
+#[test]
 fn what_is_embedded_and_no_base64_is_searched_as_it_stands() {
     let (store, gone, _) = ground();
     let config = json!({"mediaType": UNKNOWN, "digest": Digest::of(b"{}").to_oci(), "size": 2, "data": gone.to_oci()});
@@ -93,6 +113,7 @@ fn a_key_that_some_programs_take_for_another_stops_the_collection() {
         format!(r#"{{"layers":[],"config":{{"digest":"{digest}"}},"Layers":[{{"digest":"{digest}"}}]}}"#),
         format!(r#"{{"layers":[{{"digest":"{digest}","Digest":"{digest}"}}]}}"#),
         format!(r#"{{"layers":[{{"digest":"{digest}","DATA":"e30="}}]}}"#),
+        format!(r#"{{"layers":[{{"digest":"{digest}","Annotations":{{}}}}]}}"#),
         format!(r#"{{"layer\u017f":[],"config":{{"digest":"{digest}"}}}}"#),
     ];
     for manifest in &manifests {

@@ -24,7 +24,7 @@ pub(super) struct RawDescriptor<'a> {
 }
 
 /// `media_type` is what puzzlefs 0.1 wrote.
-const KEYS: [&str; 6] = ["mediaType", "media_type", "digest", "size", "urls", "data"];
+const KEYS: [&str; 8] = ["mediaType", "media_type", "digest", "size", "urls", "data", "annotations", "platform"];
 
 impl RawDescriptor<'_> {
     pub(super) fn kind(&self) -> MediaKind {
@@ -83,7 +83,9 @@ impl<'de> Visitor<'de> for DescriptorVisitor {
                 2 => digest = Some(fields.next_value::<Text<'de>>()?.0),
                 3 => size = fields.next_value()?,
                 4 => urls = fields.next_value::<Option<Vec<IgnoredAny>>>()?,
-                _ => raw = fields.next_value::<Option<Text<'de>>>()?,
+                5 => raw = fields.next_value::<Option<Text<'de>>>()?,
+                // Read by whoever wants them; here they must not stand under another spelling.
+                _ => drop(fields.next_value::<IgnoredAny>()?),
             }
             Ok(())
         })?;

@@ -2,11 +2,12 @@
 
 use crate::name::Digest;
 
-/// Finds every run of exactly 64 hexadecimal digits, of either case, whatever stands before and after it. NUL bytes are
-/// passed over, so that UTF-16 is read too, and escapes of JSON are resolved.
+/// Finds every run of exactly 64 hexadecimal digits, of either case, whatever stands before and after it. The bytes are read
+/// as they are, and once more without NUL bytes and with escapes of JSON resolved, so that UTF-16 is read too.
 #[derive(Debug, Default)]
 pub struct MentionScanner {
-    run: Vec<u8>,
+    plain: Run,
+    run: Run,
     /// An escape that has begun: the bytes after the backslash.
     escape: Option<Vec<u8>>,
     found: Vec<Digest>,
@@ -17,14 +18,18 @@ const DIGITS: usize = 64;
 impl MentionScanner {
     /// Takes the next bytes.
     pub fn feed(&mut self, bytes: &[u8]) {
-        for byte in bytes.iter().filter(|byte| **byte != 0) {
-            self.take(*byte);
+        for byte in bytes {
+            self.plain.add(*byte, &mut self.found);
+            if *byte != 0 {
+                self.take(*byte);
+            }
         }
     }
 
     /// What was found, sorted, once each.
     pub fn finish(mut self) -> Vec<Digest> {
-        self.end_run();
+        self.plain.end(&mut self.found);
+        self.run.end(&mut self.found);
         self.found.sort_unstable();
         self.found.dedup();
         self.found
@@ -50,19 +55,29 @@ impl MentionScanner {
     }
 
     fn add(&mut self, byte: u8) {
+        self.run.add(byte, &mut self.found);
+    }
+}
+
+/// Hexadecimal digits in a row.
+#[derive(Debug, Default)]
+struct Run(Vec<u8>);
+
+impl Run {
+    fn add(&mut self, byte: u8, found: &mut Vec<Digest>) {
         match byte.is_ascii_hexdigit() {
             // More than is needed to know that the run is too long is not kept.
-            true if self.run.len() <= DIGITS => self.run.push(byte.to_ascii_lowercase()),
+            true if self.0.len() <= DIGITS => self.0.push(byte.to_ascii_lowercase()),
             true => {}
-            false => self.end_run(),
+            false => self.end(found),
         }
     }
 
-    fn end_run(&mut self) {
-        if self.run.len() == DIGITS {
-            self.found.extend(std::str::from_utf8(&self.run).ok().and_then(|run| run.parse::<Digest>().ok()));
+    fn end(&mut self, found: &mut Vec<Digest>) {
+        if self.0.len() == DIGITS {
+            found.extend(std::str::from_utf8(&self.0).ok().and_then(|run| run.parse::<Digest>().ok()));
         }
-        self.run.clear();
+        self.0.clear();
     }
 }
 

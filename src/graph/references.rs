@@ -1,7 +1,7 @@
 //! What one document refers to, and the form in which that is remembered.
 
 use crate::{
-    format::{DescriptorDigest, Link, ManifestDocument, MentionScanner},
+    format::{DescriptorDigest, Link, ManifestDocument, MentionScanner, digests_at_words},
     name::{Digest, MediaKind},
     store::Remembered,
 };
@@ -131,9 +131,13 @@ impl References {
     /// may be missing; what is here is kept.
     fn add_embedded(&mut self, link: &Link) -> Result<(), OtherAlgorithm> {
         let Some(data) = &link.data else { return Ok(()) };
-        if let Ok(document) = ManifestDocument::parse(data) {
-            let embedded = Self::of_document(&document)?;
-            self.links.extend(embedded.links.into_iter().map(|link| Reference { role: Role::Child, ..link }));
+        match ManifestDocument::parse(data) {
+            Ok(document) => {
+                let embedded = Self::of_document(&document)?;
+                self.links.extend(embedded.links.into_iter().map(|link| Reference { role: Role::Child, ..link }));
+            }
+            // A rootfs, perhaps: its digests are words of the message.
+            Err(_) => digests_at_words(data).for_each(|digest| self.add_link(Role::Child, MediaKind::Unknown, digest)),
         }
         let mut scanner = MentionScanner::default();
         scanner.feed(data);
