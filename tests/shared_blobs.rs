@@ -225,3 +225,57 @@ fn a_layout_without_blobs_beside_the_store_keeps_what_it_names() {
     assert!(store.collect(at_once()).unwrap().freed_bytes > 0);
     assert!(store.blobs().is_empty());
 }
+
+/// A layout elsewhere without blobs of its own, as `skopeo --dest-shared-blob-dir` makes it, is a root once it is named.
+#[test]
+fn a_named_layout_without_blobs_keeps_what_it_names() {
+    for by_list in [true, false] {
+        let store = common::empty();
+        store.build("app", &[("file", b"content")]);
+        let before = store.blobs();
+        let other = store.beside("far").join("away");
+        fs::create_dir_all(&other).unwrap();
+        for name in ["index.json", "oci-layout"] {
+            fs::copy(store.path.join(name), other.join(name)).unwrap();
+        }
+        store.untag_foreignly("app");
+        let path = text(&store.path);
+        let mut args = vec![path];
+        match by_list {
+            true => fs::write(store.path.join(".pfs/roots"), text(&other)).unwrap(),
+            false => args.extend(["--also", text(&other)]),
+        }
+        let (code, said) = gc(&args);
+        assert_eq!((code, store.blobs()), (Some(0), before), "{said}");
+    }
+}
+
+#[test]
+fn a_sibling_with_other_blobs_of_its_own_keeps_what_it_has_not() {
+    let store = common::empty();
+    store.build("app", &[("file", b"content")]);
+    let before = store.blobs();
+    let other = common::at(&store.beside("other"));
+    other.build("own", &[("file", b"other content")]);
+    let entry = fs::read_to_string(store.path.join("index.json")).unwrap();
+    let entry: serde_json::Value = serde_json::from_str(&entry).unwrap();
+    other.rewrite_index(|entries| entries.push(entry["manifests"][0].clone()));
+    store.untag_foreignly("app");
+    let (code, said) = gc(&[text(&store.path)]);
+    assert_eq!((code, store.blobs()), (Some(0), before), "{said}");
+}
+
+#[test]
+fn a_torn_index_of_a_sibling_without_blobs_stops_the_collection() {
+    let store = common::empty();
+    store.build("app", &[("file", b"content")]);
+    let before = store.blobs();
+    let other = store.beside("torn");
+    fs::create_dir(&other).unwrap();
+    fs::copy(store.path.join("oci-layout"), other.join("oci-layout")).unwrap();
+    fs::write(other.join("index.json"), b"{\"schemaVersion\":2,\"manif").unwrap();
+    store.untag_foreignly("app");
+    let (code, said) = gc(&[text(&store.path)]);
+    assert!(code != Some(0) && said.contains("torn/index.json"), "{code:?}: {said}");
+    assert_eq!(store.blobs(), before);
+}

@@ -138,3 +138,23 @@ fn what_went_together_comes_back_together() {
     assert_eq!(store.tags(), ["two", "three", "one"]);
     assert_sound(&store);
 }
+
+/// A later deletion of the same content does not shorten what was said of an earlier one; only `gc --now` does.
+#[test]
+fn a_deletion_leaves_the_quarantine_of_another_alone() {
+    let store = images(&["one", "two"]);
+    let entry: Value = serde_json::from_str(&index(&store)).unwrap();
+    let blobs = store.blobs();
+    let copies: Vec<_> = blobs.iter().map(|digest| fs::read(store.blob(digest)).unwrap()).collect();
+    run(&["delete", "--hold", "7d", &reference(&store, "one")], 0);
+    // Another program uploads the same content again.
+    copies.iter().for_each(|bytes| drop(store.put(bytes)));
+    let mut again = entry["manifests"][0].clone();
+    again["annotations"][common::REF_NAME] = "again".into();
+    store.rewrite_index(|entries| entries.push(again));
+    let quarantined = store.quarantined().unwrap().len();
+    run(&["delete", "--hold", "0", &reference(&store, "again")], 0);
+    assert!(quarantined > 0 && store.quarantined().unwrap().len() == quarantined);
+    run(&["undo", &reference(&store, "one")], 0);
+    assert_sound(&store);
+}

@@ -142,7 +142,10 @@ fn collect(context: &Context, args: &Args, path: &Path, documents: &mut Vec<serd
 /// Tells the store of the layouts that were named. A pattern that finds nothing says that there are no others.
 fn declare(store: &Store, args: &Args) -> Result<(), Failure> {
     for layout in &args.also {
-        Store::open(layout)?;
+        // skopeo makes layouts that have no blobs of their own.
+        if !Store::is_at(layout) {
+            Store::open(layout)?;
+        }
     }
     if !args.also.is_empty() {
         store.declare_layouts(args.also.iter().cloned());

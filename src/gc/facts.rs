@@ -166,7 +166,7 @@ fn other_indexes(store: &Store) -> Result<Vec<(PathBuf, IndexSnapshot)>, GcError
     let others: Result<Vec<_>, GcError> =
         others.map(|other| Ok((other.path().to_path_buf(), other.index()?))).collect();
     let mut others = others?;
-    others.extend(store.indexes_without_blobs());
+    others.extend(store.indexes_without_blobs()?);
     Ok(others)
 }
 

@@ -126,8 +126,12 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
     let hold_seconds = policy.hold.seconds(&evidence);
     let mut tally = Tally::new(&stale_pins, &facts.marks);
     let mut condemned = Tally::default();
-    let mut blobs =
-        plan_quarantined(&facts, waits(policy.hold, &evidence, is_hidden), now_seconds, &mut tally, &mut condemned);
+    let waiting = match (waits(policy.hold, &evidence, is_hidden), &facts.scope) {
+        // What a deletion finds in quarantine was put there by another one, which may have said for how long.
+        (Waits::Not, Scope::Only(_)) => Waits::AsSaid,
+        (waits, _) => waits,
+    };
+    let mut blobs = plan_quarantined(&facts, waiting, now_seconds, &mut tally, &mut condemned);
     for blob in present.iter_mut().filter(|blob| blob.verdict == Verdict::Condemn) {
         let going = if hold_seconds == 0 { &mut tally } else { &mut condemned };
         match policy.max_freed {

@@ -7,12 +7,13 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    thread,
 };
 
 use super::{
-    IndexSnapshot, Store,
+    IndexSnapshot, Store, StoreError,
     disk::Dir,
-    index::{INDEX, read_index},
+    index::{FIRST_PAUSE, INDEX, TRIES, read_index},
     mount_table,
 };
 use crate::{
@@ -34,10 +35,28 @@ impl Store {
         layouts
     }
 
-    /// The indexes of layouts beside this one that have no blobs of their own, as far as they name blobs that are here.
-    pub fn indexes_without_blobs(&self) -> Vec<(PathBuf, IndexSnapshot)> {
-        let bare = self.siblings().filter(|layout| has_no_blobs(layout));
-        bare.filter_map(|layout| self.entries_of_ours(&layout).map(|index| (layout, index))).collect()
+    /// The indexes of layouts that have a blob directory of their own, or none, as far as they name blobs that are here and not
+    /// there: those beside this one, and those that a person has named. Fails if the index of one without blobs of its own, or
+    /// of a named one, cannot be read.
+    pub fn indexes_without_blobs(&self) -> Result<Vec<(PathBuf, IndexSnapshot)>, StoreError> {
+        let named = self.named_layouts()?.into_iter().filter(|layout| is_layout(layout) && layout != self.path());
+        let mut layouts: Vec<(PathBuf, bool)> = named.map(|layout| (layout, true)).collect();
+        layouts.extend(self.siblings().map(|layout| (layout, false)));
+        layouts.retain(|(layout, _)| !self.has_our_blobs(layout));
+        let mut found: Vec<(PathBuf, IndexSnapshot)> = Vec::new();
+        for (layout, is_named) in layouts {
+            if found.iter().any(|(known, _)| *known == layout) {
+                continue;
+            }
+            match self.entries_of_ours(&layout) {
+                Ok(Some(index)) => found.push((layout, index)),
+                Ok(None) => {}
+                Err(error) if is_named || has_no_blobs(&layout) => return Err(error),
+                // A store of its own, whose owner will see to it.
+                Err(_) => {}
+            }
+        }
+        Ok(found)
     }
 
     /// Whether there are more directories beside this layout than are looked at.
@@ -68,18 +87,40 @@ impl Store {
         places.filter(|place| identity(place).is_some_and(|found| own.contains(&found))).collect()
     }
 
-    fn entries_of_ours(&self, layout: &Path) -> Option<IndexSnapshot> {
-        let text = read_index(&Dir::open(layout).ok()?, INDEX).ok()?;
-        let document = IndexDocument::parse(&text).ok()?;
-        let is_here = |digest: &DescriptorDigest| match digest {
-            DescriptorDigest::Sha256(digest) => self.open_blob(digest).is_ok(),
-            _ => false,
+    /// The index of another layout without the entries whose blobs are not here, or there as well. One that is torn is read
+    /// again for a moment, since some tools write it in place.
+    fn entries_of_ours(&self, layout: &Path) -> Result<Option<IndexSnapshot>, StoreError> {
+        let directory = Dir::open(layout)?;
+        let read = || {
+            let text = read_index(&directory, INDEX)?;
+            match IndexDocument::parse(&text) {
+                Ok(document) => Ok((document, Digest::of(&text))),
+                Err(source) => Err(StoreError::Index { path: layout.join(INDEX), source }),
+            }
+        };
+        let mut pause = FIRST_PAUSE;
+        let mut tried = read();
+        for _ in 1..TRIES {
+            if tried.is_ok() {
+                break;
+            }
+            thread::sleep(pause);
+            pause *= 2;
+            tried = read();
+        }
+        let (document, digest) = tried?;
+        let is_ours = |digest: &DescriptorDigest| match digest {
+            DescriptorDigest::Sha256(digest) => {
+                let there = layout.join("blobs/sha256").join(digest.to_string()).exists();
+                !there && self.open_blob(digest).is_ok()
+            }
+            DescriptorDigest::Other(_) => false,
         };
         let entries = document.entries().iter().enumerate();
         let others: Vec<usize> =
-            entries.filter(|(_, entry)| !is_here(&entry.descriptor.digest)).map(|(place, _)| place).collect();
+            entries.filter(|(_, entry)| !is_ours(&entry.descriptor.digest)).map(|(place, _)| place).collect();
         let has_some = others.len() < document.entries().len();
-        has_some.then(|| IndexSnapshot::new(document.without(&others), Digest::of(&text)))
+        Ok(has_some.then(|| IndexSnapshot::new(document.without(&others), digest)))
     }
 }
 

@@ -57,6 +57,13 @@ impl Store {
         Ok(others)
     }
 
+    /// The layouts that a person has named, here or in `.pfs/roots`.
+    pub(super) fn named_layouts(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let mut named = self.configured_roots()?;
+        named.extend(self.declared.0.read().unwrap_or_else(PoisonError::into_inner).iter().flatten().cloned());
+        Ok(named.iter().filter_map(|layout| layout.canonicalize().ok()).collect())
+    }
+
     /// Opens another layout, if it is there and uses this blob directory.
     fn add_layout(&self, layout: &Path, others: &mut Vec<Store>) -> Result<(), StoreError> {
         let Some(path) = present(layout)? else { return Ok(()) };
