@@ -148,7 +148,9 @@ fn a_deletion_leaves_the_quarantine_of_another_alone() {
     let copies: Vec<_> = blobs.iter().map(|digest| fs::read(store.blob(digest)).unwrap()).collect();
     run(&["delete", "--hold", "7d", &reference(&store, "one")], 0);
     // Another program uploads the same content again.
-    copies.iter().for_each(|bytes| drop(store.put(bytes)));
+    for bytes in &copies {
+        store.put(bytes);
+    }
     let mut again = entry["manifests"][0].clone();
     again["annotations"][common::REF_NAME] = "again".into();
     store.rewrite_index(|entries| entries.push(again));
