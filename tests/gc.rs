@@ -719,3 +719,60 @@ fn an_index_left_aside_is_a_root_and_comes_back() {
     store.read_back("theirs");
     assert_sound(&store);
 }
+
+/// The clock of a filesystem advances in steps; waits for the next one.
+fn await_tick(store: &TestStore) {
+    let probe = store.beside("probe");
+    let change = || {
+        fs::write(&probe, b"").unwrap();
+        let meta = fs::metadata(&probe).unwrap();
+        (meta.mtime(), meta.mtime_nsec())
+    };
+    let first = change();
+    while change() == first {
+        std::thread::yield_now();
+    }
+}
+
+/// `mv` and `cp -al` keep the times of a file but for its change time. What comes back like that is an upload.
+#[test]
+fn blobs_moved_back_after_their_deletion_are_young() {
+    for by_link in [false, true] {
+        let store = empty();
+        store.build("app", &[("file", b"what goes and comes back")]);
+        let app = store.blobs();
+        store.build("later", &[("file", b"something else")]);
+        let aside = store.beside("aside");
+        fs::create_dir(&aside).unwrap();
+        app.iter().for_each(|digest| drop(fs::hard_link(store.blob(digest), aside.join(digest.to_string()))));
+        store.untag_foreignly("app");
+        store.log_index(&store.index().unwrap()).unwrap();
+        app.iter().for_each(|digest| fs::remove_file(store.blob(digest)).unwrap());
+        await_tick(&store);
+        for digest in &app {
+            let (from, to) = (aside.join(digest.to_string()), store.blob(digest));
+            if by_link { fs::hard_link(from, to).unwrap() } else { fs::rename(from, to).unwrap() }
+        }
+        let report = store.collect(Policy { hold: Hold::Seconds(0), ..Policy::default() }).unwrap();
+        assert!(report.freed.is_empty() && app.is_subset(&store.blobs()), "by link: {by_link}");
+        assert_sound(&store);
+    }
+}
+
+/// A mount links blobs, which moves their change times, and is no upload.
+#[test]
+fn what_was_mounted_when_it_lost_its_tag_goes_at_once_afterwards() {
+    let store = empty();
+    store.build("app", &[("file", b"mounted")]);
+    let app = store.blobs();
+    store.untag_foreignly("app");
+    store.log_index(&store.index().unwrap()).unwrap();
+    await_tick(&store);
+    for digest in &app {
+        let link = store.beside("link");
+        fs::hard_link(store.blob(digest), &link).unwrap();
+        fs::remove_file(link).unwrap();
+    }
+    store.collect(Policy { hold: Hold::Seconds(0), ..Policy::default() }).unwrap();
+    assert!(store.blobs().is_empty(), "they were needed once, and nobody has moved them here since");
+}

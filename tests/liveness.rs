@@ -434,3 +434,61 @@ fn a_lease_of_which_nobody_can_tell_is_let_go_of_by_a_person() {
     assert!(pfs(&["gc", "--now", "--min-age", "0", text(&store.path)]).status.success());
     assert!(store.blobs().is_empty());
 }
+
+/// A lease that a later version wrote on another host cannot be read: nothing goes until a person says that it is over.
+#[test]
+fn a_lease_from_elsewhere_that_cannot_be_read_stops_a_collection() {
+    let store = store();
+    let mut record = serde_json::to_value(common::lease_record(pfs::store::LeaseKind::Mount)).unwrap();
+    for (key, value) in [("kind", "export"), ("boot_id", "another"), ("machine_id", "another"), ("host", "elsewhere")] {
+        record[key] = value.into();
+    }
+    fs::create_dir_all(store.path.join(".pfs/leases")).unwrap();
+    fs::write(store.path.join(".pfs/leases/future"), format!("{record}\n")).unwrap();
+    store.untag_foreignly("app");
+    let before = store.blobs();
+    let gc = || pfs(&["gc", "--now", "--min-age", "0", text(&store.path)]);
+    let refused = gc();
+    assert_eq!((refused.status.code(), store.blobs()), (Some(14), before), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("pfs mounts --forget future"), "{}", stderr(&refused));
+    assert!(pfs(&["mounts", "--forget", "future", text(&store.path)]).status.success());
+    assert!(gc().status.success() && store.blobs().is_empty());
+}
+
+/// A paused container: the mount is there, and answers nothing. It lies beside the store, where layouts are looked for.
+#[test]
+fn a_mount_that_does_not_answer_holds_up_nobody() {
+    if !can() {
+        return;
+    }
+    let store = store();
+    store.build("other", &[("file", b"other")]);
+    let mountpoint = directory(&store, "mnt");
+    let mut daemon = Command::new(env!("CARGO_BIN_EXE_pfs"))
+        .args(["mount", "-f", &app(&store), text(&mountpoint)])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let is_mounted = || fs::metadata(mountpoint.join("file")).is_ok();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !is_mounted() {
+        assert!(std::time::Instant::now() < deadline, "it is not mounted after 30 s");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let pid = rustix::process::Pid::from_child(&daemon);
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    let other = format!("{}:other", text(&store.path));
+    let mut codes = Vec::new();
+    for args in [&["gc", "-n", text(&store.path)][..], &["du", text(&store.path)], &["delete", &other]] {
+        let timed = Command::new("timeout").args(["60", env!("CARGO_BIN_EXE_pfs")]).args(args).output().unwrap();
+        codes.push((args[0], timed.status.code()));
+    }
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    let read = fs::read(mountpoint.join("file")).unwrap();
+    assert!(pfs(&["umount", text(&mountpoint)]).status.success());
+    daemon.wait().unwrap();
+    assert_eq!(codes, [("gc", Some(0)), ("du", Some(0)), ("delete", Some(0))]);
+    assert_eq!(read, noise(1, FILE_BYTES));
+    assert_sound(&store.store);
+}

@@ -160,3 +160,16 @@ fn a_deletion_leaves_the_quarantine_of_another_alone() {
     run(&["undo", &reference(&store, "one")], 0);
     assert_sound(&store);
 }
+
+/// Somebody's crash leaves half a chunk under its name, while quarantine has all of it.
+#[test]
+fn what_is_half_written_gives_way_to_what_is_in_quarantine() {
+    let store = images(&["one", "two"]);
+    run(&["delete", "--hold", "7d", &reference(&store, "one")], 0);
+    let quarantined = store.quarantined().unwrap();
+    let chunk = quarantined.iter().max_by_key(|blob| blob.stat.size).unwrap().digest;
+    fs::write(store.blob(&chunk), b"half").unwrap();
+    run(&["undo", &reference(&store, "one")], 0);
+    assert_sound(&store);
+    store.read_back("one");
+}

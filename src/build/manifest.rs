@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::pool::StoredChunk;
 use crate::{
     format::REF_NAME,
+    image::architecture,
     name::{CHUNK, CHUNK_ZSTD, Digest, OCI_MANIFEST, ROOTFS, Tag},
 };
 
@@ -100,17 +101,4 @@ pub(super) fn index_entry(tag: &Tag, digest: &Digest, size: u64) -> String {
 
 fn to_json(value: &impl Serialize) -> Vec<u8> {
     value.to_canon_json_vec().expect("the value has string keys and no floats, and a vector takes all writes")
-}
-
-/// What Go, and with it OCI, calls the architecture that this program was built for.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "x86" => "386",
-        "aarch64" => "arm64",
-        "loongarch64" => "loong64",
-        "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
-        "powerpc64" => "ppc64",
-        other => other,
-    }
 }

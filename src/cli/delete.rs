@@ -186,6 +186,9 @@ impl Outcome {
     /// Whether `undo` can still help, where somebody may count on it.
     fn way_back(&self) -> &'static str {
         match (self.dry_run, self.blobs, self.held_blobs) {
+            (false, _, 1..) if !self.kept.is_empty() => {
+                "pfs undo brings it back until then, unless what it shares is deleted meanwhile\n"
+            }
             (false, 1.., 0) => "this is final: pfs undo cannot bring it back; --hold 7d would keep it for a week\n",
             (false, _, 1..) => "pfs undo brings it back until then\n",
             _ => "",

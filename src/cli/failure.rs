@@ -203,7 +203,10 @@ impl From<StoreError> for Failure {
                 let digest = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 (Kind::Refused, Some(format!("pfs unpin STORE@sha256:{digest} removes it")))
             }
-            StoreError::Lease { .. } => (Kind::Refused, Some("pfs mounts lists the leases".into())),
+            StoreError::Lease { path, .. } => {
+                let name = path.file_name().unwrap_or_default().display();
+                (Kind::Refused, Some(format!("if what held it is over: pfs mounts --forget {name} STORE")))
+            }
             StoreError::NoState { .. } => (Kind::Refused, Some("run it as the user that the store belongs to".into())),
             StoreError::Io { source, .. } if source.kind() == StorageFull => {
                 (Kind::Failed, Some("nothing was published; pfs gc STORE may free some space".into()))

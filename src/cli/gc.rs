@@ -24,7 +24,7 @@ use super::{
 /// Free the blobs that no image and no live mount needs.
 ///
 /// Reads every image of the store first. If anything that an image needs cannot be read, nothing is freed. A blob that no
-/// index we know of ever named may be somebody's upload, so it is left alone until it is an hour old.
+/// index has named since it came may be somebody's upload, so it is left alone until it is an hour old.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  pfs gc -n /srv/oci\n  pfs gc /srv/oci\n  pfs gc --min-age 0 /srv/oci\n  pfs gc -n --exit-code -q /srv/oci"
@@ -36,7 +36,7 @@ pub struct Args {
     /// Print what would be done, and write nothing.
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// How old a blob must be that no index ever named, as in 30min, 2h, 1d.
+    /// Minimum age of blobs that no index has named since they came, as in 30min, 2h, 1d.
     #[arg(long, value_name = "AGE", default_value = "1h", value_parser = duration)]
     min_age: Duration,
     /// How long a blob waits in quarantine before it goes for good: auto (not at all, or 24 h if something speaks for another
@@ -194,7 +194,7 @@ impl PlanView {
             let (number, size) = (count(summary.young.0, "blob"), bytes(summary.young.1));
             let _ = writeln!(
                 text,
-                "kept: {size} in {number}: no index ever named them and the newest is {age} old, so they may be an upload (--min-age)"
+                "kept: {size} in {number}: no index has named them since they came, and the newest is {age} old, so they may be an upload (--min-age)"
             );
         }
         if summary.waiting.0 > 0 {

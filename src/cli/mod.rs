@@ -169,7 +169,7 @@ impl Context {
         let known = self.known_store();
         let image = match ImageRef::parse(text, &surroundings(known.as_deref())) {
             Err(ReferenceError::NoStore(_)) if Store::is_at(Path::new(text)) => {
-                let problem = format!("{text} is a store, and the name of an image is asked for");
+                let problem = format!("{text} is a store; this command takes an image");
                 return Err(Failure::usage(problem).hint(format!("write {text}:TAG; pfs ls {text} lists the tags")));
             }
             parsed => parsed?,
@@ -213,7 +213,7 @@ impl Context {
         Store::open(path).map_err(|error| {
             let image = path.to_str().and_then(|text| ImageRef::parse(text, &surroundings(None)).ok());
             match image.filter(|image| Store::is_at(&image.store) && !path.exists()) {
-                Some(image) => Failure::usage(format!("{} is an image, and a store is asked for", path.display()))
+                Some(image) => Failure::usage(format!("{} is an image; this command takes a store", path.display()))
                     .hint(format!("its store is {}", image.store.display())),
                 None => error.into(),
             }

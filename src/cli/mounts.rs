@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use pfs::{
     mount::{self, Life, MountState},
-    store::Store,
+    store::{Forgotten, Store},
 };
 use serde_json::json;
 
@@ -62,12 +62,12 @@ fn act(context: &Context, args: Args) -> Ending {
 
 fn forget(store: &Store, id: &str) -> Ending {
     match store.forget_lease(id)? {
-        Some(true) => print(&format!("forgot {id}; the next pfs gc frees what only it kept\n")).map(|()| 0),
-        Some(false) => {
+        Forgotten::Gone => print(&format!("forgot {id}; the next pfs gc frees what only it kept\n")).map(|()| 0),
+        Forgotten::Alive => {
             let problem = format!("the lease {id} is held by a process that is alive");
             Err(Failure::new(Kind::InUse, anyhow::anyhow!(problem)).hint("pfs umount ends a mount"))
         }
-        None => {
+        Forgotten::Unknown => {
             let problem = format!("{} has no lease {id}", store.path().display());
             Err(Failure::new(Kind::NotFound, anyhow::anyhow!(problem))
                 .hint("pfs mounts --json lists the leases of mounts"))

@@ -6,7 +6,7 @@ use pfs::{
     explain::{Keeper, Why, why},
     gc::{Holder, KeepReason, Verdict},
     graph::RootOrigin,
-    name::ImageRef,
+    name::{ImageRef, is_digest_prefix},
     store::Store,
 };
 use serde_json::json;
@@ -43,7 +43,7 @@ fn explain(context: &Context, args: &Args) -> Ending {
     let watch = context.progress(args.json);
     let found = match why(&store, &reference.selector, context.now_seconds(), &watch) {
         // Digits alone may also be a tag.
-        Err(_) if is_hex(&args.subject) => {
+        Err(_) if is_digest_prefix(&args.subject) => {
             why(&store, &context.reference(&args.subject)?.selector, context.now_seconds(), &watch)?
         }
         found => found?,
@@ -58,14 +58,10 @@ fn explain(context: &Context, args: &Args) -> Ending {
 
 /// Bare digits are a digest where the store is known.
 fn subject(context: &Context, text: &str) -> Result<ImageRef, Failure> {
-    match is_hex(text) && context.known_store().is_some() {
+    match is_digest_prefix(text) && context.known_store().is_some() {
         true => context.reference(&format!("@{text}")),
         false => context.reference(text),
     }
-}
-
-fn is_hex(text: &str) -> bool {
-    (6..=64).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn text(found: &Why, quiet: bool) -> String {
@@ -128,7 +124,10 @@ fn fate(found: &Why) -> String {
         }
         Some(Verdict::Held(_)) => "kept: no image needs it, but it is in use".into(),
         Some(Verdict::Young(seconds)) => {
-            format!("kept for now: it is {} old and no index ever named it, so it may be an upload", time(*seconds))
+            format!(
+                "kept for now: it is {} old and no index has named it since it came, so it may be an upload",
+                time(*seconds)
+            )
         }
         Some(Verdict::Restore) => "it lies in quarantine and is needed: the next gc puts it back".into(),
         Some(Verdict::Wait(seconds)) => {

@@ -72,5 +72,5 @@ fn near_miss<'k>(name: &str, keys: &[&'k str]) -> Option<&'k str> {
 }
 
 fn near_miss_problem(name: &str, key: &str) -> String {
-    format!("the key {name:?} is {key:?} to some programs and to others not, so it is not known what is needed")
+    format!("the key {name:?} differs from {key:?} only in case; some programs read it, so what is needed is unknown")
 }

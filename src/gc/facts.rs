@@ -119,22 +119,41 @@ pub struct Facts {
     pub traces: ForeignTraces,
     /// Which blobs the facts are about.
     pub scope: Scope,
-    /// Blobs that an index we have seen did need, and when that index was seen last, in nanoseconds since 1970. A file that
-    /// was written later is another upload.
-    pub released: HashMap<Digest, i64>,
+    /// Blobs that an index we have seen did need.
+    pub released: HashMap<Digest, Released>,
+    /// When a name in the blob directory last changed, in nanoseconds since 1970.
+    pub blobs_changed_nanoseconds: i64,
+}
+
+/// Until when indexes needed a blob, in nanoseconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Released {
+    /// When the last index that needed it was seen. A file that was written later is another upload.
+    pub needed_nanoseconds: i64,
+    /// When the first index after that was seen. A file that was moved here later is another upload.
+    pub gone_nanoseconds: i64,
 }
 
 impl Facts {
-    /// Whether a blob was published once, and its file has not been written since.
+    /// Whether a blob was published once, and its file has neither been written nor moved here since.
+    ///
+    /// A file that is moved here keeps its times but for the change time. Links of mounts move that, too, and not the times of
+    /// the directory, so only both together speak of another upload.
     pub(super) fn is_released(&self, digest: &Digest, stat: &BlobStat) -> bool {
-        self.released.get(digest).is_some_and(|named| stat.written_nanoseconds <= *named)
+        self.released.get(digest).is_some_and(|released| {
+            let moved = stat.changed_nanoseconds.min(self.blobs_changed_nanoseconds);
+            stat.written_nanoseconds <= released.needed_nanoseconds && moved <= released.gone_nanoseconds
+        })
     }
 
     /// Notes that an index which was read at this time, in nanoseconds since 1970, needed these blobs.
     pub fn release(&mut self, digests: &HashSet<Digest>, read_nanoseconds: i64) {
+        let now = Released { needed_nanoseconds: read_nanoseconds, gone_nanoseconds: read_nanoseconds };
         for digest in digests {
-            let named = self.released.entry(*digest).or_insert(read_nanoseconds);
-            *named = read_nanoseconds.max(*named);
+            let released = self.released.entry(*digest).or_insert(now);
+            if released.needed_nanoseconds < read_nanoseconds {
+                *released = now;
+            }
         }
     }
 }
@@ -166,7 +185,7 @@ fn other_indexes(store: &Store) -> Result<Vec<(PathBuf, IndexSnapshot)>, GcError
     let others: Result<Vec<_>, GcError> =
         others.map(|other| Ok((other.path().to_path_buf(), other.index()?))).collect();
     let mut others = others?;
-    others.extend(store.indexes_without_blobs()?);
+    others.extend(store.indexes_naming_our_blobs()?);
     Ok(others)
 }
 
@@ -219,7 +238,19 @@ impl Facts {
         let stale_pins = store.stale_pins()?;
         let traces = traces(store)?;
         let released = released(store, &marks)?;
-        Ok(Self { marks, inventory, quarantined, stale, stale_pins, traces, scope, released })
+        // After the list: what comes later is not in it.
+        let blobs_changed_nanoseconds = store.blobs_changed_nanoseconds()?;
+        Ok(Self {
+            marks,
+            inventory,
+            quarantined,
+            stale,
+            stale_pins,
+            traces,
+            scope,
+            released,
+            blobs_changed_nanoseconds,
+        })
     }
 }
 
@@ -408,14 +439,17 @@ fn lease_roots(lease: &LeaseState) -> Result<Vec<Root>, GcError> {
     Ok(roots)
 }
 
-/// What the logged indexes needed, as far as it can still be read, with the time in nanoseconds since 1970 when the newest
-/// of them that needs it was written. An entry that cannot be read any more releases nothing: its blobs are then collected
+/// What the logged indexes needed, as far as it can still be read, and until when. An entry that cannot be read any more releases nothing: its blobs are then collected
 /// by age.
-fn released(store: &Store, marks: &Marks) -> Result<HashMap<Digest, i64>, GcError> {
+fn released(store: &Store, marks: &Marks) -> Result<HashMap<Digest, Released>, GcError> {
     let mut released = HashMap::new();
     let mut seen = HashSet::new();
+    // After the newest note comes the present index, which is being looked at now.
+    let mut gone_nanoseconds = i64::MAX;
     // The newest comes first, so the first time that is found for a blob is the latest.
     for note in store.index_notes()? {
+        let until = Released { needed_nanoseconds: note.written_nanoseconds(), gone_nanoseconds };
+        gone_nanoseconds = note.written_nanoseconds();
         // Nearly all entries of nearly all notes are those of the present index, so most need no parsing.
         if references_in_text(note.bytes()).iter().all(|digest| marks.graph.needs(digest) || seen.contains(digest)) {
             continue;
@@ -428,7 +462,7 @@ fn released(store: &Store, marks: &Marks) -> Result<HashMap<Digest, i64>, GcErro
             }
             if let Ok(graph) = walk(store, vec![root]) {
                 for digest in graph.digests() {
-                    released.entry(digest).or_insert(note.written_nanoseconds());
+                    released.entry(digest).or_insert(until);
                 }
             }
         }

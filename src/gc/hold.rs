@@ -95,7 +95,7 @@ pub fn evidence(
     evidence.extend((traces.lost_entries > 0).then_some(Evidence::EntriesLost(traces.lost_entries)));
     evidence.extend((young_blobs > 0).then_some(Evidence::YoungBlobs(young_blobs)));
     evidence.extend(traces.remote_filesystem.map(Evidence::Remote));
-    let many = "there are more directories beside the store than pfs looks at; a layout that uses its blobs could be among them";
+    let many = "not every directory beside the store was looked at; a layout that uses its blobs could be among them";
     let unseen = traces.unseen_siblings.then(|| many.to_string());
     let unseen = processes.unseen_writers.iter().chain(&processes.hidden).cloned().chain(unseen);
     evidence.extend(unseen.map(Evidence::CannotSee));

@@ -127,7 +127,7 @@ pub fn plan(facts: Facts, policy: Policy, now_seconds: i64) -> GcPlan {
     let mut tally = Tally::new(&stale_pins, &facts.marks);
     let mut condemned = Tally::default();
     let waiting = match (waits(policy.hold, &evidence, is_hidden), &facts.scope) {
-        // What a deletion finds in quarantine was put there by another one, which may have said for how long.
+        // The quarantine that a deletion finds belongs to earlier runs, which may have promised a time.
         (Waits::Not, Scope::Only(_)) => Waits::AsSaid,
         (waits, _) => waits,
     };

@@ -25,7 +25,7 @@ impl ImageGraph {
     pub fn closure(&self, nodes: &[usize]) -> Closure {
         match nodes {
             [node] if self.nodes()[*node].children.is_empty() => Closure(self.nodes()[*node].needs.clone()),
-            // Costs what it finds, not what the graph has: it is asked for each entry of an index.
+            // Visits only what the node needs: prune asks for every entry of an index.
             [node] => {
                 let mut seen: HashSet<usize> = [*node].into_iter().collect();
                 let (mut open, mut needs) = (vec![*node], Vec::new());

@@ -5,6 +5,6 @@ mod platform;
 
 pub use self::{
     find::{Found, find},
-    platform::{PlatformError, WantedPlatform},
+    platform::{PlatformError, WantedPlatform, architecture},
 };
 pub use crate::graph::ImageError;

@@ -10,7 +10,19 @@ pub struct WantedPlatform {
     os: String,
     architecture: String,
     variant: Option<String>,
-    is_given: bool,
+}
+
+/// What Go, and with it OCI, calls the architecture that this program was built for.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "x86" => "386",
+        "aarch64" => "arm64",
+        "loongarch64" => "loong64",
+        "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
+        "powerpc64" => "ppc64",
+        other => other,
+    }
 }
 
 /// Not a platform.
@@ -21,21 +33,7 @@ pub struct PlatformError(String);
 impl WantedPlatform {
     /// The one of this machine, in Go's names, as image indexes have them.
     pub fn here() -> Self {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "x86" => "386",
-            "aarch64" => "arm64",
-            "loongarch64" => "loong64",
-            "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
-            "powerpc64" => "ppc64",
-            other => other,
-        };
-        Self { os: std::env::consts::OS.into(), architecture: architecture.into(), variant: None, is_given: false }
-    }
-
-    /// Whether a person asked for it.
-    pub fn is_given(&self) -> bool {
-        self.is_given
+        Self { os: std::env::consts::OS.into(), architecture: architecture().into(), variant: None }
     }
 
     /// Whether an image for this platform will do. Without a variant in the question, any will.
@@ -60,7 +58,7 @@ impl FromStr for WantedPlatform {
             return Err(PlatformError(text.into()));
         }
         let variant = variant.map(Into::into);
-        Ok(Self { os: os.into(), architecture: architecture.into(), variant, is_given: true })
+        Ok(Self { os: os.into(), architecture: architecture.into(), variant })
     }
 }
 

@@ -38,6 +38,8 @@ pub struct BlobStat {
     /// When its bytes came to be here, in nanoseconds since 1970: the later of modification and birth, or of modification
     /// and change where the filesystem has no birth time. Links and renames do not move it.
     pub written_nanoseconds: i64,
+    /// When its attributes or its names last changed, in nanoseconds since 1970: the change time.
+    pub changed_nanoseconds: i64,
     /// When its content was made, in seconds since 1970: the older of modification and birth, of those that are known.
     /// Neither links nor reads move it.
     pub made_seconds: i64,
@@ -72,6 +74,7 @@ impl BlobStat {
             links: stat.stx_nlink,
             identity: (rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino),
             newest_seconds: stat.stx_mtime.tv_sec.max(stat.stx_ctime.tv_sec).max(stat.stx_btime.tv_sec),
+            changed_nanoseconds: nanoseconds(&stat.stx_ctime),
             made_seconds: match (stat.stx_mtime.tv_sec, stat.stx_btime.tv_sec) {
                 (modified, born) if modified > 0 && born > 0 => modified.min(born),
                 (modified, born) => modified.max(born),

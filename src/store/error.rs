@@ -119,8 +119,8 @@ pub enum StoreError {
         /// What is wrong with it.
         problem: String,
     },
-    /// A lease that is held, and that nobody can read: what it protects is not known.
-    #[error("the lease {} is held by a process, but its text cannot be read: {problem}", path.display())]
+    /// A lease that may be held and that cannot be read: what it protects is not known.
+    #[error("the lease {} may be held, and its text cannot be read: {problem}", path.display())]
     Lease {
         /// The lease file.
         path: PathBuf,

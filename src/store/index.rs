@@ -47,14 +47,21 @@ fn is_settled(stat: &rustix::fs::Statx, read_nanoseconds: i64) -> bool {
     (SETTLED_NANOSECONDS..).contains(&read_nanoseconds.saturating_sub(changed))
 }
 
-fn now_nanoseconds() -> i64 {
+pub(super) fn now_nanoseconds() -> i64 {
     i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
 }
 
-/// The digest of an index that had been left alone for a while when it was hashed, with the state and the change time of its
-/// file.
+/// The state of an index file that had been left alone for a while, and its change time.
+pub(super) type SettledState = (IndexStamp, i64);
+
+/// The state of an index file, and whether it had been left alone for a while at this time, in nanoseconds since 1970.
+pub(super) fn state_of(stat: &rustix::fs::Statx, now_nanoseconds: i64) -> (SettledState, bool) {
+    ((IndexStamp::of(stat), nanoseconds(&stat.stx_ctime)), is_settled(stat, now_nanoseconds))
+}
+
+/// The digest of an index that had been left alone for a while when it was hashed.
 #[derive(Debug, Default)]
-pub(super) struct HashedIndex(Mutex<Option<((IndexStamp, i64), Digest)>>);
+pub(super) struct HashedIndex(Mutex<Option<(SettledState, Digest)>>);
 
 impl IndexSnapshot {
     /// An index that lies elsewhere, or a part of it.
@@ -95,36 +102,38 @@ pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(5);
 /// An index lists images, not chunks: a thousand images have about half a megabyte.
 const INDEX_BYTES_MAX: u64 = 256 << 20;
 
-impl Store {
-    /// Reads the index. A torn one is read again for a third of a second before it is an error.
-    pub fn index(&self) -> Result<IndexSnapshot, StoreError> {
-        let mut pause = FIRST_PAUSE;
-        for _ in 1..TRIES {
-            if let Ok(snapshot) = self.index_once() {
-                return Ok(snapshot);
-            }
-            thread::sleep(pause);
-            pause *= 2;
+/// Retries for a sixth of a second: another program may be writing the file in place.
+pub(super) fn patiently<T, E>(mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    let mut pause = FIRST_PAUSE;
+    for _ in 1..TRIES {
+        if let Ok(done) = attempt() {
+            return Ok(done);
         }
-        self.index_once()
+        thread::sleep(pause);
+        pause *= 2;
+    }
+    attempt()
+}
+
+impl Store {
+    /// Reads the index. A torn one is read again for a moment before it is an error.
+    pub fn index(&self) -> Result<IndexSnapshot, StoreError> {
+        patiently(|| self.index_once())
     }
 
     /// The digest of the index's text as it is now, whole or torn: to tell whether it is still the one that was read.
     /// Collectors ask before each batch, so a file that has been left alone is hashed once.
     pub fn index_digest(&self) -> Result<Digest, StoreError> {
-        let read_nanoseconds = now_nanoseconds();
-        let before = self.root.stat(INDEX)?;
-        let state = before.map(|stat| (IndexStamp::of(&stat), nanoseconds(&stat.stx_ctime)));
+        let before = self.root.stat(INDEX)?.map(|stat| state_of(&stat, now_nanoseconds()));
         let mut hashed = self.hashed_index.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some((known, digest)), Some(state)) = (*hashed, state)
-            && known == state
-        {
-            return Ok(digest);
+        match (*hashed, before) {
+            (Some((known, digest)), Some((state, _))) if known == state => Ok(digest),
+            _ => {
+                let digest = Digest::of(&read_index(&self.root, INDEX)?);
+                *hashed = before.filter(|(_, is_settled)| *is_settled).map(|(state, _)| (state, digest));
+                Ok(digest)
+            }
         }
-        let digest = Digest::of(&read_index(&self.root, INDEX)?);
-        let is_settled = before.as_ref().is_some_and(|stat| is_settled(stat, read_nanoseconds));
-        *hashed = state.filter(|_| is_settled).map(|state| (state, digest));
-        Ok(digest)
     }
 
     fn index_once(&self) -> Result<IndexSnapshot, StoreError> {

@@ -1,41 +1,43 @@
 //! How a new index takes the place of the old one where the filesystem cannot exchange two names: exfat, and many
 //! filesystems in user space or on a network.
 //!
-//! A rename destroys what it replaces, so what another program publishes in the moment before it would be lost, unseen. So
-//! the old index stays open, and has a second name, to see what was written into it in place. And a thread is told by the
-//! kernel of each index that gets the name, and holds it open, so that its bytes are still there when it has been replaced.
-//! What was found goes back, and the edit begins again.
+//! A rename destroys the file that it replaces, and with it an edit that another program published just before. Two things
+//! prevent that. The old index stays open and keeps a second name, which shows edits that were written into it in place. And
+//! inotify reports every file that takes the name `index.json` to a thread, which opens it: an open file keeps its bytes when
+//! it is replaced. If another program's edit is found, it goes back to its place and ours begins again.
 //!
-//! What remains: the kernel tells only of what is done through this machine's view of the directory. And an index that was
-//! replaced within microseconds of its arrival may be gone before the thread has opened it; then the edit fails, and says so.
+//! Limits: inotify reports only what happens through this mount of the filesystem. A file that had the name for a few
+//! microseconds may be gone before the thread can open it; then the edit fails with an error.
 
 use std::{
-    fs::{File, Permissions},
-    io::{Read, Seek, Write},
+    fs::File,
+    io::{Read, Seek},
     mem::MaybeUninit,
     os::{fd::AsFd, unix::fs::MetadataExt},
-    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::inotify::{self, ReadFlags, WatchFlags},
+    fs::{
+        AtFlags, Statx, StatxFlags,
+        inotify::{self, ReadFlags, WatchFlags},
+    },
     io::Errno,
 };
 
 use super::{Store, StoreError, disk::Dir, error::At, index::INDEX, partial::Partial};
 use crate::name::Digest;
 
-/// How often the watcher looks whether it is still needed.
+/// How often the watcher checks whether the rename is done.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
-/// What the name of the partial file gets for the second name of the old index.
+/// The end of the old index's second name.
 const SECOND: &str = ".before";
 /// Room for the events that are read at once.
 const EVENT_BYTES: usize = 4096;
 
-/// What other programs did to the name of the index while it was watched.
+/// What inotify reported about the name of the index.
 #[derive(Default)]
 struct Seen {
     /// How often a file got the name by a rename or a link.
@@ -51,7 +53,7 @@ impl Store {
         let temp = self.temp()?;
         let old = self.root.open_file(INDEX)?;
         let known = [&old, text.file()].map(|file| file.metadata().ok().map(|meta| meta.ino()));
-        // For those who come after us if we are killed; they know it by its name. Not every file can be linked.
+        // If this process is killed, the next publisher finds a lost index under this name. Some files cannot be linked.
         let second_name = format!("{}{SECOND}", text.name());
         let is_linked = self.root.link_to(INDEX, &temp, &second_name).is_ok();
         let replaced = watched(&self.root, known, || text.put(&self.root, INDEX));
@@ -72,13 +74,13 @@ impl Store {
 
     fn is_undisturbed_by(&self, seen: Seen, old: File, before: &Digest) -> Result<bool, StoreError> {
         if let Some(index) = seen.file {
-            return self.put_back(&read_all(index, &self.index_path())?).map(|()| false);
+            return self.put_back(&self.read_all(index)?).map(|()| false);
         }
-        let text = read_all(old, &self.index_path())?;
+        let text = self.read_all(old)?;
         if Digest::of(&text.bytes) != *before {
             return self.put_back(&text).map(|()| false);
         }
-        // One is ours.
+        // One arrival is our own rename.
         match seen.arrivals {
             0 | 1 => Ok(true),
             _ => Err(StoreError::IndexOverwritten { path: self.index_path() }),
@@ -86,26 +88,27 @@ impl Store {
     }
 
     /// Gives another program's index its place again. The next try makes it durable, before anything else.
-    fn put_back(&self, index: &Text) -> Result<(), StoreError> {
-        let temp = self.temp()?;
-        let (name, mut file) = temp.create_partial(INDEX)?;
-        let written = file.write_all(&index.bytes).and_then(|()| file.set_permissions(index.permissions.clone()));
-        written.at("write", temp.join(&name))?;
-        temp.rename_over(&name, &self.root, INDEX).at("replace", self.index_path())
+    fn put_back(&self, index: &Foreign) -> Result<(), StoreError> {
+        let text = self.partial_under_lock(INDEX)?;
+        text.copy_mode(&index.stat)?;
+        text.fill(&index.bytes)?;
+        text.put(&self.root, INDEX)
+    }
+
+    fn read_all(&self, mut file: File) -> Result<Foreign, StoreError> {
+        let path = self.index_path();
+        let stat = rustix::fs::statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS);
+        let stat = stat.at("read the attributes of", &path)?;
+        let mut bytes = Vec::new();
+        file.rewind().and_then(|()| file.read_to_end(&mut bytes)).at("read", path)?;
+        Ok(Foreign { bytes, stat })
     }
 }
 
-/// An index of another program.
-struct Text {
+/// An index of another program, and the attributes of its file.
+struct Foreign {
     bytes: Vec<u8>,
-    permissions: Permissions,
-}
-
-fn read_all(mut file: File, path: &Path) -> Result<Text, StoreError> {
-    let permissions = file.metadata().at("read the attributes of", path)?.permissions();
-    let mut bytes = Vec::new();
-    file.rewind().and_then(|()| file.read_to_end(&mut bytes)).at("read", path)?;
-    Ok(Text { bytes, permissions })
+    stat: Statx,
 }
 
 /// Does something while a thread watches which files get the name of the index in this directory. `known` are inode numbers

@@ -4,7 +4,7 @@ use std::{path::PathBuf, thread};
 
 use rustix::fs::FileType;
 
-use super::{BlobStat, Store, StoreError, disk::describe};
+use super::{BlobStat, Store, StoreError, blobs::nanoseconds, disk::describe};
 use crate::name::Digest;
 
 /// The names in the blob directory: all of them, or those that somebody wanted to know of.
@@ -150,6 +150,15 @@ impl Store {
             (Some(digest), FileType::RegularFile) => Ok((digest, BlobStat::of(&stat))),
             (_, kind) => Err(Stranger { path: self.blobs.join(&text), what: describe(kind), size: stat.stx_size }),
         }))
+    }
+
+    /// When a name in the blob directory, or the directory itself, last changed, in nanoseconds since 1970.
+    pub fn blobs_changed_nanoseconds(&self) -> Result<i64, StoreError> {
+        let stat = self.blobs.stat(".")?.ok_or_else(|| StoreError::NotAStore {
+            path: self.path().into(),
+            why: "its blob directory is gone".into(),
+        })?;
+        Ok(nanoseconds(&stat.stx_mtime).max(nanoseconds(&stat.stx_ctime)))
     }
 
     /// The file system's own idea of now, in seconds since 1970: the change time of a file of ours touched just then.

@@ -15,6 +15,7 @@ use super::{
     disk::{Dir, PARTIAL},
     error::At,
     index::{FIRST_PAUSE, HashedIndex, INDEX, TRIES},
+    neighbours::Neighbours,
     reference_cache::Memory,
     sharing::{Declared, behind_bind_mount},
 };
@@ -34,6 +35,7 @@ pub struct Store {
     pub(super) declared: Declared,
     noted: OnceLock<()>,
     pub(super) hashed_index: HashedIndex,
+    pub(super) neighbours: Neighbours,
 }
 
 const LAYOUT_FILE: &str = "oci-layout";
@@ -87,8 +89,20 @@ impl Store {
         };
         let (declared, memory) = (Declared::default(), OnceLock::new());
         let (state, noted) = (OnceLock::new(), OnceLock::new());
-        let hashed_index = HashedIndex::default();
-        Ok(Self { root, blobs, state, memory, home, has_own_state, shared_blobs, declared, noted, hashed_index })
+        let (hashed_index, neighbours) = (HashedIndex::default(), Neighbours::default());
+        Ok(Self {
+            root,
+            blobs,
+            state,
+            memory,
+            home,
+            has_own_state,
+            shared_blobs,
+            declared,
+            noted,
+            hashed_index,
+            neighbours,
+        })
     }
 
     /// Opens the layout at `path`, or makes an empty one if there is nothing, an empty directory, or a layout that

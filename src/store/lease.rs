@@ -178,6 +178,17 @@ pub struct LeaseState {
     pub foreign: Option<String>,
 }
 
+/// What became of a lease that was to be forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forgotten {
+    /// It is gone.
+    Gone,
+    /// It stays: a process here holds it.
+    Alive,
+    /// There is none of that name.
+    Unknown,
+}
+
 const LEASES: &str = "leases";
 
 impl Store {
@@ -243,18 +254,23 @@ impl Store {
     }
 
     /// Removes the file of a lease of which nobody here can tell whether its owner is alive, because somebody knows that it is
-    /// not; also of a dead one. `Some(false)` if it is alive here, `None` if there is no such lease.
-    pub fn forget_lease(&self, id: &str) -> Result<Option<bool>, StoreError> {
-        let Some(leases) = self.existing_state_sub(LEASES)? else { return Ok(None) };
+    /// not; also of a dead one.
+    pub fn forget_lease(&self, id: &str) -> Result<Forgotten, StoreError> {
+        let Some(leases) = self.existing_state_sub(LEASES)? else { return Ok(Forgotten::Unknown) };
+        // Not a path, but a name that is there.
         if !leases.names()?.iter().any(|name| name == id.as_bytes()) {
-            return Ok(None);
+            return Ok(Forgotten::Unknown);
         }
-        let state = lease_state(&leases, id.into())?;
-        if state.live && state.foreign.is_none() {
-            return Ok(Some(false));
+        let is_alive = match lease_state(&leases, id.into()) {
+            Ok(state) => state.live && state.foreign.is_none(),
+            Err(StoreError::Lease { .. }) => leases.open_file(id)?.try_lock_shared().is_err(),
+            Err(error) => return Err(error),
+        };
+        if is_alive {
+            return Ok(Forgotten::Alive);
         }
         leases.unlink(id).at("remove", leases.join(id))?;
-        Ok(Some(true))
+        Ok(Forgotten::Gone)
     }
 
     /// Removes the file of a lease of ours, which is dead when this returns.
@@ -294,9 +310,24 @@ fn lease_state(leases: &Dir, id: String) -> Result<LeaseState, StoreError> {
             let foreign = if let Life::Foreign(why) = life { Some(why) } else { None };
             Ok(LeaseState { id, record: Some(record), claims, live, foreign })
         }
-        Err(problem) if locked => Err(StoreError::Lease { path, problem }),
+        // One of a later version, perhaps, on another host: what it protects is unknown.
+        Err(problem) if locked || is_of_a_living_owner(&text, device) => Err(StoreError::Lease { path, problem }),
         Err(_) => Ok(LeaseState { id, record: None, claims: Vec::new(), live: false, foreign: None }),
     }
+}
+
+/// Whether a text that is no lease that we know tells of an owner who is not proven to be gone.
+fn is_of_a_living_owner(text: &str, device: u64) -> bool {
+    let line = text.lines().next().unwrap_or_default();
+    let Ok(serde_json::Value::Object(fields)) = serde_json::from_str(line) else { return false };
+    let known = LeaseRecord::of_this_process(LeaseKind::Mount, jiff::Timestamp::UNIX_EPOCH);
+    let Ok(serde_json::Value::Object(mut record)) = serde_json::to_value(&known) else { return false };
+    // Only what tells of the owner is taken over.
+    for name in ["pid", "pid_start", "boot_id", "host", "pid_namespace", "machine_id", "device"] {
+        record.insert(name.into(), fields.get(name).cloned().unwrap_or_default());
+    }
+    let record = serde_json::from_value::<LeaseRecord>(record.into());
+    record.is_ok_and(|record| record.life_without_lock(device) != Life::Dead)
 }
 
 /// One line of JSON, then a line for each claim. A claim's line that is still being written has no end yet, and its

@@ -46,7 +46,7 @@ pub use index_swap::LostIndex;
 pub use inventory::{Inventory, Stranger};
 pub use keep::Pin;
 pub use layout::Store;
-pub use lease::{Lease, LeaseKind, LeaseRecord, LeaseState};
+pub use lease::{Forgotten, Lease, LeaseKind, LeaseRecord, LeaseState};
 pub use lock::{CollectorGuard, ExclusiveGuard, SharedGuard};
 pub use mount_pins::{PinCount, PinsRemoved, StalePin, StalePins};
 pub use processes::{ProcessEvidence, ProcessUse};

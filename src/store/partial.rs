@@ -33,6 +33,11 @@ pub(super) struct Aside {
 impl Store {
     /// Begins a file, which nobody takes for garbage as long as the value lives, also when the lock is let go.
     pub(super) fn begin_partial(&self, _held: &SharedGuard<'_>, name: &str) -> Result<Partial, StoreError> {
+        self.partial_under_lock(name)
+    }
+
+    /// The same, for those who hold the store lock in whatever way.
+    pub(super) fn partial_under_lock(&self, name: &str) -> Result<Partial, StoreError> {
         let temp = self.temp()?;
         let (name, file) = temp.create_partial(name)?;
         let aside = Aside { temp, name, is_ours: true };
@@ -67,7 +72,13 @@ impl Partial {
 
     /// Writes all of it and makes it durable, but for the name that it will have.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.file.write_all(bytes).and_then(|()| self.file.sync_all()).at("write", self.aside.path())
+        self.fill(bytes)?;
+        self.file.sync_all().at("write", self.aside.path())
+    }
+
+    /// Writes all of it, and does not wait for the disk.
+    pub(super) fn fill(&self, bytes: &[u8]) -> Result<(), StoreError> {
+        (&self.file).write_all(bytes).at("write", self.aside.path())
     }
 
     /// Its name in the directory for partial files.

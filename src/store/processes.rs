@@ -158,17 +158,17 @@ impl Store {
             let is_of_ours = |source: &[u8]| places.has(identity(Path::new(OsStr::from_bytes(source))));
             let ours =
                 lines.iter().filter(|line| line.fstype == "fuse.pfs" && names(line.source.as_bytes(), is_of_ours));
-            let answers =
-                |line: &&MountLine| !matches!(rustix::fs::statfs(&line.mountpoint), Err(rustix::io::Errno::NOTCONN));
-            let mounts: BTreeSet<&str> = ours.filter(answers).map(|line| line.device.as_str()).collect();
-            if mounts.is_empty() {
-                return false;
-            }
-            let leases = self.leases().unwrap_or_default();
+            let ours: Vec<&MountLine> = ours.collect();
+            let leases = if ours.is_empty() { Vec::new() } else { self.leases().unwrap_or_default() };
             let is_mount =
                 |lease: &&LeaseState| lease.record.as_ref().is_some_and(|record| record.kind == LeaseKind::Mount);
             let held = leases.iter().filter(|lease| lease.live).filter(is_mount).count();
-            let without = mounts.len() > held + seen;
+            let exceeds = |mounts: BTreeSet<&str>| mounts.len() > held + seen;
+            let answers =
+                |line: &&MountLine| !matches!(rustix::fs::statfs(&line.mountpoint), Err(rustix::io::Errno::NOTCONN));
+            // A daemon that is stopped never answers, so none is asked unless there are too many.
+            let without = exceeds(ours.iter().map(|line| line.device.as_str()).collect())
+                && exceeds(ours.iter().copied().filter(answers).map(|line| line.device.as_str()).collect());
             if without {
                 thread::sleep(FORK_PAUSE);
             }
@@ -517,15 +517,16 @@ fn digest_in(path: &[u8]) -> Option<Digest> {
     std::str::from_utf8(name).ok()?.parse().ok()
 }
 
-/// How many marks of an argument are tried from either end.
+/// So many marks of an argument are tried, the first ones, and the last.
 const MARKS_MAX: usize = 16;
 
 /// Whether a part of an argument is a path of the kind asked for: `PATH`, `PATH:TAG` whatever colons the tag has, `PATH@DIGEST`,
 /// with or without a transport (`oci:`) or an option (`--image=`, `-s`, `src=`) before it.
 fn names(argument: &[u8], is_asked_for: impl Fn(&[u8]) -> bool) -> bool {
     let marks = |text: &[u8], kinds: &[u8]| -> Vec<usize> {
-        let all = text.iter().enumerate().filter(|(_, byte)| kinds.contains(byte)).map(|(at, _)| at);
-        all.take(MARKS_MAX).collect()
+        let all: Vec<usize> =
+            text.iter().enumerate().filter(|(_, byte)| kinds.contains(byte)).map(|(at, _)| at).collect();
+        all.iter().take(MARKS_MAX).chain(all.iter().skip(MARKS_MAX).last()).copied().collect()
     };
     let mut starts = vec![argument];
     starts.extend(marks(argument, b":=,").into_iter().map(|at| &argument[at + 1..]));

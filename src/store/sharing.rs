@@ -43,9 +43,8 @@ impl Store {
     /// Every other layout that is known to use this blob directory: noted, named, or found by the patterns in
     /// `.pfs/roots`. One that has gone, or uses another directory by now, is left out; one that cannot be read is an error.
     pub fn other_layouts(&self) -> Result<Vec<Store>, StoreError> {
-        let mut named = self.configured_roots()?;
+        let mut named = self.named_layouts()?;
         named.extend(self.neighbours());
-        named.extend(self.declared.0.read().unwrap_or_else(PoisonError::into_inner).iter().flatten().cloned());
         let mut others: Vec<Store> = Vec::new();
         for layout in named {
             self.add_layout(&layout, &mut others)?;
@@ -58,10 +57,10 @@ impl Store {
     }
 
     /// The layouts that a person has named, here or in `.pfs/roots`.
-    pub(super) fn named_layouts(&self) -> Result<Vec<PathBuf>, StoreError> {
+    pub(super) fn named_layouts(&self) -> Result<BTreeSet<PathBuf>, StoreError> {
         let mut named = self.configured_roots()?;
         named.extend(self.declared.0.read().unwrap_or_else(PoisonError::into_inner).iter().flatten().cloned());
-        Ok(named.iter().filter_map(|layout| layout.canonicalize().ok()).collect())
+        Ok(named)
     }
 
     /// Opens another layout, if it is there and uses this blob directory.

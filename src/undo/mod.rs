@@ -203,18 +203,18 @@ pub fn bring_back(store: &Store, lost: &LostEntry, force: bool) -> Result<Undone
 }
 
 impl Shelf {
-    /// Puts what lies aside back where it was; gives how many that were.
+    /// Puts what lies aside back where it was; gives how many that were. What is in both places may have been half written
+    /// meanwhile, so its bytes decide.
     fn restore(&self, store: &Store, digests: &[Digest]) -> Result<u64, StoreError> {
         let mut restored = 0;
-        for digest in digests.iter().filter(|digest| !self.stored.contains(digest)) {
+        for digest in digests {
+            let is_stored = self.stored.contains(digest);
             match self.quarantined.get(digest) {
-                Some(blob) => {
-                    store.restore(blob)?;
-                }
-                None if store.heal_from_pins(digest)? => {}
+                Some(blob) => drop(store.restore(blob)?),
+                None if is_stored || store.heal_from_pins(digest)? => {}
                 None => return Err(StoreError::Missing(*digest)),
             }
-            restored += 1;
+            restored += u64::from(!is_stored);
         }
         Ok(restored)
     }
