@@ -1,8 +1,7 @@
 """The part `growth`: how costs grow over three sizes of what they could depend on."""
-import os, shutil
+import fcntl, os, shutil, subprocess, time
 
 from . import trees
-from .collecting import exclusive_holds
 from .machine import drop_caches, measured, run
 from .peers import PfsPlain, cold
 from .starts import first_stats
@@ -64,7 +63,7 @@ def stores(bench):
 def entries(bench):
     """Indexes of more and more entries, half of them without a tag: what looks at all of them, and what removes half."""
     points = {f"{count:,} entries": trees.long_index(bench.work, count) for count in ENTRIES}
-    curves = {act: {name: [] for name in points} for act in [*INDEX_ACTS, "the exclusive lock in that prune"]}
+    curves = {act: {name: [] for name in points} for act in [*INDEX_ACTS, WAIT]}
     for _ in bench.each_round("entries"):
         for name, origin in points.items():
             store = copy_of(bench, origin)
@@ -74,8 +73,9 @@ def entries(bench):
                 filled = [words.get(word, word.replace("STORE", store)) for word in arguments]
                 curves[act][name].append(measured(bench.pfs, *filled))
             store = copy_of(bench, origin)
-            holds = exclusive_holds("prune", bench.pfs, "prune", "-q", "--yes", "--hold", "0", store)
-            curves["the exclusive lock in that prune"][name].append({"longest_ms": max(holds, default=0)})
+            run(bench.pfs, "pin", f"{store}:t1")
+            waited = longest_wait(store, bench.pfs, "prune", "-q", "--yes", "--hold", "0", store)
+            curves[WAIT][name].append({"longest_ms": waited})
             shutil.rmtree(store)
     *acts, lock = curves.items()
     for act, samples in acts:
@@ -84,13 +84,32 @@ def entries(bench):
     return curves
 
 
+def longest_wait(store, *command):
+    """How long, in ms, a mount would have waited at most for the store's lock while a command ran."""
+    command = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    longest = 0
+    with open(os.path.join(store, ".pfs/lock")) as lock:
+        while command.poll() is None:
+            begun = time.perf_counter()
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            longest = max(longest, time.perf_counter() - begun)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            time.sleep(0.001)
+    if command.returncode:
+        raise subprocess.CalledProcessError(command.returncode, command.args)
+    return longest * 1000
+
+
 def copy_of(bench, origin):
     store = os.path.join(bench.work, "index-copy")
     shutil.rmtree(store, ignore_errors=True)
     run("cp", "-a", origin, store)
+    # An index that was written in the last two seconds is compared by its bytes.
+    time.sleep(2.5)
     return store
 
 
+WAIT = "how long another process waits for the lock in that prune"
 # In this order.
 INDEX_ACTS = {
     "gc -n": ["gc", "-n", "STORE"],

@@ -7,8 +7,6 @@
 //!
 //! Nothing that is done under the lock waits for the disk, so that others wait for milliseconds only.
 
-use std::time::{Duration, Instant};
-
 use super::{
     Facts, GcError, GcPlan, GcReport, Hold, Marks, PlannedBlob, Policy, Roots, Verdict,
     facts::traces,
@@ -18,12 +16,9 @@ use super::{
 use crate::{
     name::Digest,
     observe::{Event, Observer},
-    store::{ExclusiveGuard, QuarantinedBlob, StaleStaging, Store},
+    store::{ExclusiveGuard, QuarantinedBlob, StaleStaging, Store, Turn},
 };
 
-/// After so long in one go the lock is let go, so that mounts and builds need not wait. Each step under it is a handful of
-/// system calls, but how long an unlink takes is for the disk to say, so it is time that is limited and not the number.
-const TURN: Duration = Duration::from_millis(15);
 /// Stale pins are cheap to unlink, since their blobs mostly have another name.
 const PINS_PER_TURN: usize = 256;
 /// How often the marks are made anew before the collector gives up.
@@ -81,20 +76,6 @@ fn check_clock(store: &Store, now_seconds: i64) -> Result<(), GcError> {
         return Err(GcError::Clock { seconds });
     }
     Ok(())
-}
-
-/// One stretch of work under the lock.
-struct Turn(Instant);
-
-impl Turn {
-    fn begin() -> Self {
-        Self(Instant::now())
-    }
-
-    /// Whether there is time for another step.
-    fn goes_on(&self) -> bool {
-        self.0.elapsed() < TURN
-    }
 }
 
 struct Run<'s> {
@@ -202,6 +183,7 @@ impl<'s> Run<'s> {
                     moved.push(QuarantinedBlob { digest: blob.digest, epoch: epoch.clone(), stat: blob.stat });
                 }
             }
+            turn.end(guard, left.peek().is_none());
             let done = moved.len() as u64;
             self.watch.event(Event::Progress { done, total: condemned.len() as u64 });
         }
@@ -242,12 +224,14 @@ impl<'s> Run<'s> {
             let mut turns = pinned.chunks(PINS_PER_TURN);
             loop {
                 let guard = self.lock_with_current_marks()?;
-                let turn = turns.next().unwrap_or_default();
+                let (pause, pins) = (Turn::begin(), turns.next().unwrap_or_default());
                 let removed =
-                    self.store.remove_stale_pins(&guard, manifest, turn, |digest| self.marks.needs(digest))?;
+                    self.store.remove_stale_pins(&guard, manifest, pins, |digest| self.marks.needs(digest))?;
                 self.report.freed_bytes += removed.freed_bytes;
                 self.report.healed += removed.healed;
-                if turns.len() == 0 {
+                let is_last = turns.len() == 0;
+                pause.end(guard, is_last);
+                if is_last {
                     break;
                 }
             }
@@ -275,6 +259,7 @@ impl<'s> Run<'s> {
                     self.report.freed.push(blob.digest);
                 }
             }
+            turn.end(guard, left.peek().is_none());
         }
         Ok(())
     }
@@ -298,6 +283,7 @@ impl<'s> Run<'s> {
             let freed_bytes;
             (freed_bytes, is_done) = self.store.remove_stale_staging(&guard, name, || turn.goes_on())?;
             self.report.freed_bytes += freed_bytes;
+            turn.end(guard, is_done);
         }
         Ok(())
     }
@@ -306,11 +292,12 @@ impl<'s> Run<'s> {
         let leases = self.store.leases()?;
         let mut dead = leases.iter().filter(|lease| !lease.live).peekable();
         while dead.peek().is_some() {
-            let _guard = self.store.lock_exclusive()?;
+            let guard = self.store.lock_exclusive()?;
             let turn = Turn::begin();
             while let Some(lease) = dead.next_if(|_| turn.goes_on()) {
                 self.report.dead_leases += u64::from(self.store.remove_dead_lease(&lease.id)?);
             }
+            turn.end(guard, dead.peek().is_none());
         }
         Ok(())
     }
@@ -319,7 +306,7 @@ impl<'s> Run<'s> {
     fn remove_pins_that_are_over(&mut self) -> Result<(), GcError> {
         let mut is_done = false;
         while !is_done {
-            let _guard = self.store.lock_exclusive()?;
+            let guard = self.store.lock_exclusive()?;
             let pins = self.store.pins()?;
             let turn = Turn::begin();
             let mut over = pins.iter().filter(|pin| pin.is_over(self.now_seconds)).peekable();
@@ -327,6 +314,7 @@ impl<'s> Run<'s> {
                 self.store.unpin(&pin.digest)?;
             }
             is_done = over.peek().is_none();
+            turn.end(guard, is_done);
         }
         Ok(())
     }

@@ -53,6 +53,36 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a delete waits for a collector that is at work.
 const COLLECTOR_PATIENCE: Duration = Duration::from_secs(600);
 const PAUSE: Duration = Duration::from_millis(2);
+/// After so long the exclusive lock is released, so that mounts and builds need not wait. Each step under it is a handful of
+/// system calls, but the disk decides how long an unlink takes, so the time is limited and not the number of steps.
+const TURN: Duration = Duration::from_millis(15);
+/// Longer than those who wait for the lock sleep between two looks at it.
+const BETWEEN_TURNS: Duration = Duration::from_millis(3);
+
+/// One of several turns of work under the exclusive lock. Between two of them the others get it: a lock that is taken again at
+/// once is never free for those who wait.
+#[derive(Debug)]
+pub struct Turn(Instant);
+
+impl Turn {
+    /// Begins now.
+    pub fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Whether there is time for another step.
+    pub fn goes_on(&self) -> bool {
+        self.0.elapsed() < TURN
+    }
+
+    /// Releases the lock, and lets others have it if there is another turn to come.
+    pub fn end(self, held: ExclusiveGuard<'_>, is_last: bool) {
+        drop(held);
+        if !is_last {
+            thread::sleep(BETWEEN_TURNS);
+        }
+    }
+}
 
 impl Store {
     /// Takes the store lock shared, waiting up to 30 s. Fails with [`StoreError::NoState`] where `.pfs/` cannot be made.

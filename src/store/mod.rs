@@ -47,7 +47,7 @@ pub use inventory::{Inventory, Stranger};
 pub use keep::Pin;
 pub use layout::Store;
 pub use lease::{Forgotten, Lease, LeaseKind, LeaseRecord, LeaseState};
-pub use lock::{CollectorGuard, ExclusiveGuard, SharedGuard};
+pub use lock::{CollectorGuard, ExclusiveGuard, SharedGuard, Turn};
 pub use mount_pins::{PinCount, PinsRemoved, StalePin, StalePins};
 pub use processes::{ProcessEvidence, ProcessUse};
 pub use quarantine::QuarantinedBlob;

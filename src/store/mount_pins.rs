@@ -6,14 +6,9 @@
 //! A pin may be the last name of a blob that a tag still needs. So a mount that ends takes only pins whose blob is in its place;
 //! the others are for a collector, which knows what is needed: it puts the blob back, or frees it.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    io, thread,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, fs::File, io};
 
-use super::{BlobStat, ExclusiveGuard, Lease, Store, StoreError, blobs::hash, disk::Dir, error::At};
+use super::{BlobStat, ExclusiveGuard, Lease, Store, StoreError, Turn, blobs::hash, disk::Dir, error::At};
 use crate::name::Digest;
 
 /// What pinning came to.
@@ -57,10 +52,6 @@ pub struct PinsRemoved {
 }
 
 const PINS: &str = "pins";
-/// After so long in one go the lock is let go.
-const TURN: Duration = Duration::from_millis(15);
-/// Longer than those who wait for the lock sleep between two looks at it.
-const BETWEEN_TURNS: Duration = Duration::from_millis(3);
 
 impl Store {
     /// Gives the blobs of a mounted image a second name. The mount works without; so failures are counted, not returned.
@@ -187,12 +178,13 @@ impl Store {
             if self.is_leased(manifest, Some(ending.id()))? {
                 return Ok(());
             }
-            self.remove_spare_pins(&held, manifest, &mut left)?;
-            if left.len() == 0 {
+            let turn = Turn::begin();
+            self.remove_spare_pins(&held, manifest, &mut left, &turn)?;
+            let is_last = left.len() == 0;
+            turn.end(held, is_last);
+            if is_last {
                 return Ok(());
             }
-            drop(held);
-            thread::sleep(BETWEEN_TURNS);
         }
     }
 
@@ -202,14 +194,14 @@ impl Store {
         _held: &ExclusiveGuard<'_>,
         manifest: &Digest,
         pins: &mut impl ExactSizeIterator<Item = String>,
+        turn: &Turn,
     ) -> Result<(), StoreError> {
         let Some(dir) = self.pins_of(manifest)? else {
             // Somebody has removed them all, so there is nothing to take turns for.
             pins.for_each(drop);
             return Ok(());
         };
-        let begun = Instant::now();
-        while begun.elapsed() < TURN
+        while turn.goes_on()
             && let Some(name) = pins.next()
         {
             if self.is_in_its_place(&dir, &name)? {
